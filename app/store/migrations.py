@@ -1,0 +1,244 @@
+"""Bring the schema up to date, one process at a time, and tell whether it fits."""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, inspect, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app import __version__
+from app.errors import ConfigError, SchemaMismatch
+from app.store.models import ReleaseRow
+from app.store.session import DEFAULT_SCHEMA, Database, DatabaseAddress, Limits
+
+ROOT = Path(__file__).resolve().parents[2]
+POLL = timedelta(milliseconds=200)
+# Any fixed number will do, as long as no other program picks the same.
+_LOCK = 0x41544C41
+# A migration may rewrite a table; it must not wait long behind somebody's lock, though.
+_LIMITS = Limits(
+    lock=timedelta(seconds=10), statement=timedelta(hours=2), idle=timedelta(minutes=5)
+)
+
+
+class Fit(StrEnum):
+    """How the schema of the database relates to this release."""
+
+    EQUAL = "equal"
+    COMPATIBLE = "newer, compatible"
+    OLDER = "older"
+    TOO_NEW = "too new"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """The revision found in the database, and whether this release may serve it."""
+
+    fit: Fit
+    found: str | None
+    needed: str
+
+    @property
+    def is_servable(self) -> bool:
+        """True if this release may serve this schema."""
+        return self.fit in {Fit.EQUAL, Fit.COMPATIBLE}
+
+    def require(self) -> None:
+        """Raise `SchemaMismatch`, with what to do, unless the schema can be served."""
+        match self.fit:
+            case Fit.ABSENT:
+                raise SchemaMismatch("the database has no tables yet: run `python -m app migrate`")
+            case Fit.OLDER:
+                raise SchemaMismatch(
+                    f"the database schema is at {self.found}, this release needs {self.needed}: "
+                    "run `python -m app migrate`"
+                )
+            case Fit.TOO_NEW:
+                raise SchemaMismatch(
+                    f"the database schema {self.found} belongs to a newer release than "
+                    f"{__version__}, and is not compatible with it: deploy the newer release"
+                )
+            case Fit.EQUAL | Fit.COMPATIBLE:
+                return
+
+
+async def migrate(
+    database_url: str,
+    *,
+    schema: str = DEFAULT_SCHEMA,
+    revision: str = "head",
+    wait: timedelta = timedelta(minutes=10),
+) -> SchemaState:
+    """Upgrade the schema to `revision`; of several processes one works and the others wait.
+
+    Raises `TimeoutError` if the lock is not free within `wait`.
+    """
+    async with _locked(DatabaseAddress(database_url, schema=schema), wait=wait) as database:
+        before = await read_state(database)
+        if before.fit is Fit.COMPATIBLE or before.fit is Fit.TOO_NEW:
+            return before
+        await _run(database, lambda config: command.upgrade(config, revision))
+        await _record_release(database)
+        return await read_state(database)
+
+
+async def downgrade(
+    database_url: str, *, schema: str = DEFAULT_SCHEMA, revision: str = "base"
+) -> None:
+    """Take the schema back to `revision`."""
+    address = DatabaseAddress(database_url, schema=schema)
+    async with _locked(address, wait=timedelta(minutes=1)) as database:
+        await _run(database, lambda config: command.downgrade(config, revision))
+
+
+async def read_state(database: Database) -> SchemaState:
+    """Compare the database's revision with the newest that this release knows."""
+    async with database.engine.connect() as connection:
+        tables = await connection.run_sync(lambda c: set(inspect(c).get_table_names()))
+        found, floor = None, "0"
+        if "alembic_version" in tables:
+            found = (
+                await connection.execute(text("SELECT version_num FROM alembic_version"))
+            ).scalar()
+        if "releases" in tables:
+            floors = (await connection.execute(select(ReleaseRow.min_release))).scalars()
+            floor = max(floors, key=_release, default="0")
+    scripts = _scripts()
+    needed = str(scripts.get_current_head())
+    known = {script.revision for script in scripts.walk_revisions()}
+    return SchemaState(_fit(found, floor, needed=needed, known=known), found, needed)
+
+
+def _fit(found: str | None, floor: str, *, needed: str, known: set[str]) -> Fit:
+    if found is None:
+        return Fit.ABSENT
+    if found in known:
+        return Fit.EQUAL if found == needed else Fit.OLDER
+    return Fit.TOO_NEW if _release(floor) > _release(__version__) else Fit.COMPATIBLE
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations").replace("%", "%%"))
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
+
+
+async def _run(database: Database, action: Callable[[Config], None]) -> None:
+    def act(connection: Connection) -> None:
+        config = _config()
+        config.attributes["connection"] = connection
+        action(config)
+
+    async with database.engine.connect() as connection:
+        await connection.run_sync(act)
+        await connection.commit()
+
+
+async def _record_release(database: Database) -> None:
+    scripts = _scripts()
+    async with database.engine.begin() as connection:
+        recorded = set((await connection.execute(select(ReleaseRow.revision))).scalars())
+        for script in scripts.walk_revisions():
+            if script.revision not in recorded:
+                await connection.execute(
+                    ReleaseRow.__table__.insert().values(  # type: ignore[attr-defined]
+                        revision=script.revision,
+                        min_release=script.module.MIN_RELEASE,
+                        migrated_at=datetime.now(UTC),
+                    )
+                )
+
+
+@asynccontextmanager
+async def _locked(address: DatabaseAddress, *, wait: timedelta) -> AsyncIterator[Database]:
+    database = Database(address, size=2, limits=_LIMITS)
+    try:
+        lock = _postgresql_lock if database.is_postgresql else _sqlite_lock
+        async with lock(database, wait=wait):
+            yield database
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _postgresql_lock(database: Database, *, wait: timedelta) -> AsyncIterator[None]:
+    # Polled, on a connection outside any transaction: a waiting `pg_advisory_lock` would
+    # hold a snapshot, on which `CREATE INDEX CONCURRENTLY` elsewhere would wait in turn.
+    async with database.engine.connect() as plain:
+        connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
+
+        async def is_taken() -> bool:
+            answer = await connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK})")
+            return bool(answer.scalar())
+
+        await _poll(is_taken, wait=wait)
+        await _create_schema(connection, database.address.schema)
+        try:
+            yield
+        finally:
+            await connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_LOCK})")
+
+
+async def _create_schema(connection: AsyncConnection, schema: str) -> None:
+    # Asked first, because a role without the right to create one may own a ready schema.
+    query = "SELECT 1 FROM pg_namespace WHERE nspname = $1"
+    if (await connection.exec_driver_sql(query, (schema,))).scalar() is None:
+        quoted = schema.replace('"', '""')
+        await connection.exec_driver_sql(f'CREATE SCHEMA IF NOT EXISTS "{quoted}"')
+
+
+@asynccontextmanager
+async def _sqlite_lock(database: Database, *, wait: timedelta) -> AsyncIterator[None]:
+    path = database.address.sqlite_path
+    if not path.parent.is_dir():
+        message = f"DATABASE_URL names a file in {path.parent}, which is not a directory"
+        raise ConfigError(message)
+    handle = os.open(f"{path}.migrate.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+
+        async def is_taken() -> bool:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        await _poll(is_taken, wait=wait)
+        yield
+    finally:
+        os.close(handle)
+
+
+async def _poll(is_taken: Callable[[], Awaitable[bool]], *, wait: timedelta) -> None:
+    async with asyncio.timeout(wait.total_seconds()):
+        while not await is_taken():
+            await asyncio.sleep(POLL.total_seconds())
+
+
+@contextmanager
+def command_line_connection() -> Iterator[Any]:
+    """Connect for `make migration`: a fresh SQLite file, migrated to the newest revision."""
+    engine = create_engine("sqlite:///var/migration.db")
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()

@@ -1,0 +1,269 @@
+"""Connections: one engine per loop, and a transaction that cannot outlive its deadline."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from app.errors import ConfigError
+
+DEFAULT_SCHEMA = "atlas_receiver"
+
+# What asyncpg understands of libpq's parameters; the others steer libpq itself
+# (`channel_binding`, `keepalives`, …) and would be refused by the server.
+_DSN_PARAMETERS = {
+    "application_name",
+    "database",
+    "dbname",
+    "host",
+    "krbsrvname",
+    "gsslib",
+    "options",
+    "passfile",
+    "password",
+    "port",
+    "service",
+    "servicefile",
+    "ssl",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslcrl",
+    "sslkey",
+    "sslmode",
+    "sslpassword",
+    "sslrootcert",
+    "target_session_attrs",
+    "user",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the server may take; the client's own deadline lies above them."""
+
+    connect: timedelta = timedelta(seconds=2)
+    lock: timedelta = timedelta(milliseconds=1500)
+    statement: timedelta = timedelta(milliseconds=2500)
+    idle: timedelta = timedelta(seconds=5)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseAddress:
+    """Where the database is, as the settings give it, and how to speak to it."""
+
+    url: str
+    schema: str = DEFAULT_SCHEMA
+    pgbouncer: bool = False
+
+    @property
+    def is_postgresql(self) -> bool:
+        """True for PostgreSQL, False for SQLite; anything else is a `ConfigError`."""
+        scheme = self.url.partition("://")[0]
+        if scheme in {"postgres", "postgresql", "postgresql+asyncpg"}:
+            return True
+        if scheme in {"sqlite", "sqlite+aiosqlite"}:
+            return False
+        message = (
+            f"DATABASE_URL starts with {scheme[:40]!r}://; "
+            "this service speaks postgresql:// and sqlite:// only"
+        )
+        raise ConfigError(message)
+
+    @property
+    def sqlite_path(self) -> Path:
+        """The file of a SQLite database; relative paths count from the project root."""
+        path = self.url.partition("://")[2].partition("?")[0].removeprefix("/")
+        if not path or path == ":memory:":
+            message = "DATABASE_URL must name a file: a database in memory would lose every event"
+            raise ConfigError(message)
+        return Path(__file__).resolve().parents[2] / path
+
+    @property
+    def dsn(self) -> str:
+        """The URL as asyncpg takes it: hosts, TLS and the rest as libpq would read them."""
+        parts = urlsplit(self.url)
+        query = [(k, v) for k, v in parse_qsl(parts.query) if k in _DSN_PARAMETERS]
+        return urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(query, quote_via=quote), ""))
+
+
+class Database:
+    """One pool of connections, for one event loop."""
+
+    def __init__(
+        self,
+        address: DatabaseAddress,
+        *,
+        size: int = 4,
+        limits: Limits | None = None,
+    ) -> None:
+        self.address = address
+        self.limits = limits or Limits()
+        self.is_postgresql = address.is_postgresql
+        self.engine = (
+            _postgresql(address, size=size, limits=self.limits)
+            if self.is_postgresql
+            else _sqlite(address, limits=self.limits)
+        )
+
+    @asynccontextmanager
+    async def begin(
+        self, *, limit: timedelta, is_reading: bool = False
+    ) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction that commits at the end, and is cut off after `limit`.
+
+        One that is only reading does not take SQLite's one write lock.
+
+        A frozen server answers neither a query nor a cancel request, so what ends a late
+        transaction is closing its socket. Raises whatever the driver raises.
+        """
+        async with asyncio.timeout(limit.total_seconds()):
+            connection = await self.engine.connect()
+        if is_reading:
+            await connection.execution_options(is_reading=True)
+        watchdog = None
+        if self.is_postgresql:
+            raw = (await connection.get_raw_connection()).driver_connection
+            loop = asyncio.get_running_loop()
+            watchdog = loop.call_later(limit.total_seconds(), _terminate, raw)
+        try:
+            async with connection.begin():
+                yield connection
+        finally:
+            if watchdog is not None:
+                watchdog.cancel()
+            await asyncio.shield(connection.close())
+
+    async def ping(self, *, limit: timedelta = timedelta(seconds=2)) -> None:
+        """Prove that the database answers."""
+        async with self.begin(limit=limit, is_reading=True) as connection:
+            await connection.exec_driver_sql("SELECT 1")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def _terminate(raw: Any) -> None:
+    raw.terminate()
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """True if the connection is gone, so that the same statement may succeed on another."""
+    return isinstance(error, OSError) or getattr(error, "connection_invalidated", False)
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Give the SQLSTATE behind `error`, if the database named one."""
+    original = getattr(error, "orig", error)
+    code = getattr(original, "sqlstate", None)
+    return code if isinstance(code, str) else None
+
+
+DatabaseError = (SQLAlchemyError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+def _postgresql(address: DatabaseAddress, *, size: int, limits: Limits) -> AsyncEngine:
+    settings = session_settings(address.schema, limits)
+    arguments: dict[str, Any] = {"async_creator_fn": _connector(address, settings, limits)}
+    options: dict[str, Any] = {"pool_size": size, "max_overflow": 0, "pool_timeout": 1.0}
+    if address.pgbouncer:
+        # A transaction pooler hands each transaction another server connection, which
+        # knows neither our prepared statements nor our session settings.
+        arguments |= {
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": lambda: f"__atlas_{uuid.uuid4().hex}__",
+        }
+        options = {"poolclass": NullPool}
+    engine = create_async_engine(
+        "postgresql+asyncpg://", connect_args=arguments, hide_parameters=True, **options
+    )
+    if address.pgbouncer:
+        event.listen(engine.sync_engine, "begin", _local_settings(settings))
+    return engine
+
+
+def session_settings(schema: str, limits: Limits) -> dict[str, str]:
+    """Name the server settings that every session of ours has."""
+    return {
+        "search_path": f'"{schema}"',
+        "synchronous_commit": "on",
+        "timezone": "UTC",
+        "lock_timeout": _milliseconds(limits.lock),
+        "statement_timeout": _milliseconds(limits.statement),
+        "idle_in_transaction_session_timeout": _milliseconds(limits.idle),
+    }
+
+
+def _milliseconds(value: timedelta) -> str:
+    return str(int(value.total_seconds() * 1000))
+
+
+def _connector(
+    address: DatabaseAddress, settings: dict[str, str], limits: Limits
+) -> Callable[..., Awaitable[asyncpg.Connection]]:
+    options: dict[str, Any] = {"server_settings": {**settings, "application_name": "atlas-receiver"}}
+    if address.pgbouncer:
+        options = {"statement_cache_size": 0}
+
+    async def connect(**_: Any) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            address.dsn, timeout=limits.connect.total_seconds(), **options
+        )
+
+    return connect
+
+
+def _local_settings(settings: dict[str, str]) -> Callable[[Any], None]:
+    calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+
+    def set_locally(connection: Any) -> None:
+        connection.exec_driver_sql(f"SELECT {calls}")
+
+    return set_locally
+
+
+def _sqlite(address: DatabaseAddress, *, limits: Limits) -> AsyncEngine:
+    path = address.sqlite_path
+    # Under WAL readers do not wait; writers take turns on the file's own lock.
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{path}",
+        connect_args={"timeout": limits.statement.total_seconds(), "isolation_level": None},
+        hide_parameters=True,
+        pool_size=4,
+        max_overflow=0,
+        pool_timeout=limits.statement.total_seconds(),
+    )
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_immediate)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "journal_size_limit=67108864",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: Any) -> None:
+    # A transaction that reads first and writes later would fail at the upgrade with
+    # SQLITE_BUSY_SNAPSHOT, for which no time-out waits.
+    is_reading = connection.get_execution_options().get("is_reading", False)
+    connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
