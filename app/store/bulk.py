@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
+from pydantic_core import to_json
 from sqlalchemy import Table, Uuid
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, Boolean, Integer, LargeBinary, TypeEngine
 
 from app.store.base import Document, UtcDateTime, text_to_time, time_to_text
-
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+from app.store.session import fetch
 
 
 def dumps(value: Any) -> str | None:
     """Write a document as JSON; None stays None, as a NULL."""
-    return None if value is None else _encode(value)
+    return None if value is None else to_json(value).decode()
 
 
 def _array_type(kind: TypeEngine[Any]) -> str:
@@ -100,12 +100,14 @@ class Columns:
             for name, document in zip(self.names, self._documents, strict=True)
         )
 
-    def arrays(self, rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    def arrays(self, rows: Iterable[Sequence[Any]]) -> list[list[Any] | None]:
         """Turn rows into one array per column, as PostgreSQL takes them."""
-        columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in self.names]
+        columns: list[Any] = [list(c) for c in zip(*rows, strict=True)] or [None] * len(self.names)
         for i, write in self._writers[False]:
             columns[i] = [write(value) for value in columns[i]]
-        return columns
+        # `unnest` fills up shorter arrays with nulls, and most columns of most events are
+        # null: the driver looks at each element, so what is not sent costs nothing.
+        return [None if column.count(None) == len(column) else column for column in columns]
 
     def tuples(self, rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
         """Turn rows into tuples, as SQLite takes them."""
@@ -136,9 +138,7 @@ class Insert:
             f"INSERT INTO {columns.table} ({columns.listed}) "
             f"SELECT {columns.selected()} FROM {columns.unnest()}{conflict}"
         )
-        self.sqlite = (
-            f"INSERT INTO {columns.table} ({columns.listed}) VALUES ({marks}){conflict}"
-        )
+        self.sqlite = f"INSERT INTO {columns.table} ({columns.listed}) VALUES ({marks}){conflict}"
 
     async def run(self, connection: AsyncConnection, rows: Sequence[Sequence[Any]]) -> None:
         """Insert `rows`, in their order; none is fine."""
@@ -147,4 +147,4 @@ class Insert:
         if connection.dialect.name == "sqlite":
             await connection.exec_driver_sql(self.sqlite, self.columns.tuples(rows))
         else:
-            await connection.exec_driver_sql(self.postgresql, tuple(self.columns.arrays(rows)))
+            await fetch(connection, self.postgresql, self.columns.arrays(rows))

@@ -231,7 +231,8 @@ async def _sqlite_lock(database: Database, *, wait: timedelta) -> AsyncIterator[
 
 async def _poll(is_taken: Callable[[], Awaitable[bool]], *, wait: timedelta) -> None:
     async with asyncio.timeout(wait.total_seconds()):
-        while not await is_taken():
+        # The lock belongs to another process: there is nothing here to be told by.
+        while not await is_taken():  # noqa: ASYNC110
             await asyncio.sleep(POLL.total_seconds())
 
 

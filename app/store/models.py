@@ -251,9 +251,7 @@ class FeedRow(Base):
 
     __tablename__ = "feed"
 
-    position: Mapped[int] = mapped_column(
-        BigInteger, primary_key=True, autoincrement=False
-    )
+    position: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     kind: Mapped[str] = mapped_column(Text)
     event_id: Mapped[UUID | None] = mapped_column(Uuid())
     account: Mapped[str] = mapped_column(Text)

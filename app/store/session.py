@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -95,7 +95,9 @@ class DatabaseAddress:
         """The URL as asyncpg takes it: hosts, TLS and the rest as libpq would read them."""
         parts = urlsplit(self.url)
         query = [(k, v) for k, v in parse_qsl(parts.query) if k in _DSN_PARAMETERS]
-        return urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(query, quote_via=quote), ""))
+        return urlunsplit(
+            ("postgresql", parts.netloc, parts.path, urlencode(query, quote_via=quote), "")
+        )
 
 
 class Database:
@@ -111,11 +113,23 @@ class Database:
         self.address = address
         self.limits = limits or Limits()
         self.is_postgresql = address.is_postgresql
+        # Through a transaction pooler no session is ours, so each transaction brings them.
+        self._local_settings = (
+            _set_locally(session_settings(address.schema, self.limits)) if address.pgbouncer else ""
+        )
         self.engine = (
             _postgresql(address, size=size, limits=self.limits)
             if self.is_postgresql
             else _sqlite(address, limits=self.limits)
         )
+        self._writing = self._reading = self.engine
+        if self.is_postgresql:
+            # The driver's own transaction is used: SQLAlchemy would begin one only with a
+            # statement of its own.
+            self._writing = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            self._reading = self._writing
+        else:
+            self._reading = self.engine.execution_options(is_reading=True)
 
     @asynccontextmanager
     async def begin(
@@ -123,27 +137,36 @@ class Database:
     ) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that commits at the end, and is cut off after `limit`.
 
-        One that is only reading does not take SQLite's one write lock.
-
-        A frozen server answers neither a query nor a cancel request, so what ends a late
-        transaction is closing its socket. Raises whatever the driver raises.
+        One that is only reading does not take SQLite's one write lock. Raises whatever
+        SQLAlchemy or the driver raises.
         """
+        engine = self._reading if is_reading else self._writing
         async with asyncio.timeout(limit.total_seconds()):
-            connection = await self.engine.connect()
-        if is_reading:
-            await connection.execution_options(is_reading=True)
-        watchdog = None
-        if self.is_postgresql:
-            raw = (await connection.get_raw_connection()).driver_connection
-            loop = asyncio.get_running_loop()
-            watchdog = loop.call_later(limit.total_seconds(), _terminate, raw)
+            connection = await engine.connect()
         try:
-            async with connection.begin():
+            transact = self._transact if self.is_postgresql else _transact_on_sqlite
+            async with transact(connection, limit):
                 yield connection
         finally:
-            if watchdog is not None:
-                watchdog.cancel()
             await asyncio.shield(connection.close())
+
+    @asynccontextmanager
+    async def _transact(self, connection: AsyncConnection, limit: timedelta) -> AsyncIterator[None]:
+        assert connection.sync_connection is not None  # it was just checked out
+        driver: Any = connection.sync_connection.connection.driver_connection
+        connection.info["driver"] = driver
+        # A frozen server answers neither a query nor a cancel request, so what ends a late
+        # transaction is closing its socket.
+        watchdog = asyncio.get_running_loop().call_later(limit.total_seconds(), driver.terminate)
+        try:
+            async with driver.transaction():
+                if self._local_settings:
+                    await driver.execute(self._local_settings)
+                yield
+        finally:
+            watchdog.cancel()
+            if driver.is_closed():
+                await connection.invalidate()
 
     async def ping(self, *, limit: timedelta = timedelta(seconds=2)) -> None:
         """Prove that the database answers."""
@@ -155,13 +178,33 @@ class Database:
         await self.engine.dispose()
 
 
-def _terminate(raw: Any) -> None:
-    raw.terminate()
+@asynccontextmanager
+async def _transact_on_sqlite(connection: AsyncConnection, _: timedelta) -> AsyncIterator[None]:
+    # No watchdog: what SQLite waits for is the write lock, and `timeout` bounds that.
+    async with connection.begin():
+        yield
+
+
+async def fetch(
+    connection: AsyncConnection, statement: str, arguments: Sequence[Any] = ()
+) -> Sequence[Any]:
+    """Run one statement of the hot path; give its rows, as tuples.
+
+    On PostgreSQL it goes straight to the driver, in the same transaction: what SQLAlchemy
+    does around a statement costs more than the statement (docs/adr/0003).
+    """
+    driver = connection.info.get("driver")
+    if driver is not None:
+        rows: Sequence[Any] = await driver.fetch(statement, *arguments)
+        return rows
+    result = await connection.exec_driver_sql(statement, tuple(arguments))
+    return result.all() if result.returns_rows else ()
 
 
 def is_disconnect(error: BaseException) -> bool:
     """True if the connection is gone, so that the same statement may succeed on another."""
-    return isinstance(error, OSError) or getattr(error, "connection_invalidated", False)
+    gone = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+    return isinstance(error, gone) or getattr(error, "connection_invalidated", False)
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -171,7 +214,16 @@ def sqlstate(error: BaseException) -> str | None:
     return code if isinstance(code, str) else None
 
 
-DatabaseError = (SQLAlchemyError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+# What the other packages call a connection; only this one knows whose it is.
+Connection = AsyncConnection
+
+DatabaseError = (
+    SQLAlchemyError,
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+)
 
 
 def _postgresql(address: DatabaseAddress, *, size: int, limits: Limits) -> AsyncEngine:
@@ -186,12 +238,9 @@ def _postgresql(address: DatabaseAddress, *, size: int, limits: Limits) -> Async
             "prepared_statement_name_func": lambda: f"__atlas_{uuid.uuid4().hex}__",
         }
         options = {"poolclass": NullPool}
-    engine = create_async_engine(
+    return create_async_engine(
         "postgresql+asyncpg://", connect_args=arguments, hide_parameters=True, **options
     )
-    if address.pgbouncer:
-        event.listen(engine.sync_engine, "begin", _local_settings(settings))
-    return engine
 
 
 def session_settings(schema: str, limits: Limits) -> dict[str, str]:
@@ -213,25 +262,21 @@ def _milliseconds(value: timedelta) -> str:
 def _connector(
     address: DatabaseAddress, settings: dict[str, str], limits: Limits
 ) -> Callable[..., Awaitable[asyncpg.Connection]]:
-    options: dict[str, Any] = {"server_settings": {**settings, "application_name": "atlas-receiver"}}
+    options: dict[str, Any] = {
+        "server_settings": {**settings, "application_name": "atlas-receiver"}
+    }
     if address.pgbouncer:
         options = {"statement_cache_size": 0}
 
     async def connect(**_: Any) -> asyncpg.Connection:
-        return await asyncpg.connect(
-            address.dsn, timeout=limits.connect.total_seconds(), **options
-        )
+        return await asyncpg.connect(address.dsn, timeout=limits.connect.total_seconds(), **options)
 
     return connect
 
 
-def _local_settings(settings: dict[str, str]) -> Callable[[Any], None]:
+def _set_locally(settings: dict[str, str]) -> str:
     calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
-
-    def set_locally(connection: Any) -> None:
-        connection.exec_driver_sql(f"SELECT {calls}")
-
-    return set_locally
+    return f"SELECT {calls}"
 
 
 def _sqlite(address: DatabaseAddress, *, limits: Limits) -> AsyncEngine:

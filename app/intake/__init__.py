@@ -1,0 +1,12 @@
+"""Accept events: recognise, project, owe, in a single transaction.
+
+This is the heart of the service. Everything before it (`app.web.webhooks`) may refuse a
+request; everything after it (`app.dispatch`) may fail and try again. Here the promise is
+made, and it is made once.
+"""
+
+from app.intake.queue import Intake, IntakeLimits
+from app.intake.submission import Outcome, Receipt
+from app.intake.subscriptions import Subscriptions
+
+__all__ = ["Intake", "IntakeLimits", "Outcome", "Receipt", "Subscriptions"]

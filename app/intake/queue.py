@@ -1,0 +1,333 @@
+"""Group commit: requests that arrive together share one transaction.
+
+Whoever arrives while a commit is under way waits for the next one, which takes
+everything that has gathered. Alone, a request waits for nobody. The queue is bounded,
+every wait has an end, and a sender that goes away cancels nothing.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from app.errors import NotDurable
+from app.intake.projection import Fact, Interested, Projection
+from app.intake.record import record
+from app.intake.submission import Receipt, Submission, understand
+from app.store.envelopes import EnvelopeKey, EnvelopesBusy
+from app.store.session import Database, DatabaseError, is_disconnect, sqlstate
+from app.telemetry import get_logger
+
+log = get_logger("intake")
+
+# Parsing more than this would hold up the loop, and with it everybody else.
+LARGE_BODY = 64 * 1024
+# SQLSTATE classes that blame the data: 22 data, 23 integrity, 54 program limits.
+_DATA_CLASSES = ("22", "23", "54")
+_SERIALIZATION = ("40001", "40P01")
+_MAX_CONFLICT_RETRIES = 3
+_SLOW_PAUSE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLimits:
+    """How much may wait, how much shares a transaction, and for how long.
+
+    `answer` counts from the last byte of the body; `transaction` lies below it, so that
+    a sender is told about a failed transaction rather than about a late one.
+    """
+
+    events: int = 4096
+    bytes: int = 64 * 1024 * 1024
+    batch_events: int = 256
+    batch_bytes: int = 8 * 1024 * 1024
+    answer: timedelta = timedelta(milliseconds=4500)
+    transaction: timedelta = timedelta(milliseconds=3500)
+    slow_lanes: int = 3
+
+
+class Intake:
+    """Takes authentic bodies, and gives each a receipt once its event is on disk."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        interested: Interested,
+        on_owed: Callable[[], None] = lambda: None,
+        limits: IntakeLimits | None = None,
+    ) -> None:
+        self._database = database
+        self._interested = interested
+        self._on_owed = on_owed
+        self._limits = limits or IntakeLimits()
+        self._waiting: deque[Submission] = deque()
+        self._outstanding: deque[Submission] = deque()
+        self._pending_events = 0
+        self._pending_bytes = 0
+        self._arrived = asyncio.Event()
+        # Events of envelopes that somebody holds: they wait apart, so as to stall nobody.
+        self._slow: dict[EnvelopeKey, deque[Submission]] = {}
+        self._slow_slots = asyncio.Semaphore(self._limits.slow_lanes)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    async def record(self, body: bytes, *, account: str, key_label: str) -> Receipt:
+        """Record one authentic body; return once it is durable.
+
+        Raises `NotDurable` if that is not known in time, or if too much is waiting. The
+        event may still commit then; the sender's next try is a duplicate.
+        """
+        self._admit(len(body))
+        try:
+            submission = await self._understand(body, account=account, key_label=key_label)
+            return await self._submit(submission)
+        finally:
+            self._pending_events -= 1
+            self._pending_bytes -= len(body)
+
+    def _admit(self, size: int) -> None:
+        limits = self._limits
+        if self._is_closed:
+            raise NotDurable("shutting_down")
+        if self._pending_events >= limits.events or self._pending_bytes + size > limits.bytes:
+            raise NotDurable("queue_full", retry_after=timedelta(seconds=1))
+        self._pending_events += 1
+        self._pending_bytes += size
+
+    async def _understand(self, body: bytes, *, account: str, key_label: str) -> Submission:
+        now = datetime.now(UTC)
+        if len(body) <= LARGE_BODY:
+            return understand(body, account=account, key_label=key_label, received_at=now)
+        return await asyncio.to_thread(
+            understand, body, account=account, key_label=key_label, received_at=now
+        )
+
+    async def _submit(self, submission: Submission) -> Receipt:
+        loop = asyncio.get_running_loop()
+        submission.deadline = loop.time() + self._limits.answer.total_seconds()
+        receipt: asyncio.Future[Receipt] = loop.create_future()
+        submission.receipt = receipt
+        self._outstanding.append(submission)
+        lane = self._slow.get(submission.envelope_key) if submission.envelope_key else None
+        if lane is not None:
+            lane.append(submission)
+        else:
+            self._waiting.append(submission)
+            self._arrived.set()
+        return await receipt
+
+    async def run(self) -> None:
+        """Commit what arrives, for ever; ends when `close` is called and all is answered."""
+        reaper = asyncio.create_task(self._reap())
+        try:
+            while not (self._is_closed and not self._waiting):
+                await self._arrived.wait()
+                self._arrived.clear()
+                while batch := self._take():
+                    await self._commit(batch)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            reaper.cancel()
+            self._refuse(list(self._outstanding), "shutting_down")
+
+    async def close(self) -> None:
+        """Take nothing new; what is waiting is still committed."""
+        self._is_closed = True
+        self._arrived.set()
+
+    def _take(self) -> list[Submission]:
+        batch: list[Submission] = []
+        size = 0
+        limits = self._limits
+        while self._waiting and len(batch) < limits.batch_events and size < limits.batch_bytes:
+            submission = self._waiting.popleft()
+            if not _is_answered(submission):
+                batch.append(submission)
+                size += len(submission.body)
+        return batch
+
+    async def _commit(self, batch: Sequence[Submission]) -> None:
+        """Record `batch`; whatever happens, each submission gets its answer."""
+        try:
+            await self._record(batch)
+        except EnvelopesBusy as error:
+            rest = [s for s in batch if s.envelope_key not in error.keys]
+            self._detour(s for s in batch if s.envelope_key in error.keys)
+            if rest:
+                await self._commit(rest)
+        except Exception as error:  # noqa: BLE001  # the fence of one batch: every sender is answered
+            if blames_data(error):
+                await self._isolate(batch, error)
+            else:
+                self._refuse(batch, _slug(error), error=error)
+
+    async def _record(self, batch: Sequence[Submission]) -> None:
+        """Run the transaction, again where another try may help."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._limits.transaction.total_seconds()
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                projection = await self._transaction(batch, seconds=end - loop.time())
+            except DatabaseError as error:
+                if not _is_worth_another_try(error, tries) or loop.time() > end - 0.2:
+                    raise
+                # The winner of a deadlock needs a moment; equal pauses would meet again.
+                await asyncio.sleep(random.uniform(0, 0.02 * tries))  # noqa: S311  # dice, no secret
+            else:
+                self._announce(projection)
+                return
+
+    async def _transaction(self, batch: Sequence[Submission], *, seconds: float) -> Projection:
+        limit = timedelta(seconds=max(0.1, seconds))
+        async with self._database.begin(limit=limit) as connection:
+            return await record(
+                connection, batch, interested=self._interested, now=datetime.now(UTC)
+            )
+
+    def _announce(self, projection: Projection) -> None:
+        """Answer the senders first, and then tell everybody else."""
+        for fact in projection.facts:
+            receipt = fact.submission.receipt
+            if receipt is not None and not receipt.done():
+                receipt.set_result(fact.receipt)
+        # The events are on disk: whatever fails from here on must not look like a failure
+        # to their senders.
+        try:
+            if projection.deliveries:
+                self._on_owed()
+            for fact in projection.facts:
+                _log_fact(fact)
+        except Exception:
+            with suppress(Exception):
+                log.exception("announcement.failed")
+
+    async def _isolate(self, batch: Sequence[Submission], error: Exception) -> None:
+        """Halve a batch that the database refused for its data, until one event is left."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._commit(batch[:middle])
+            await self._commit(batch[middle:])
+        elif batch[0].event is not None:
+            batch[0].quarantine(f"sqlstate_{sqlstate(error) or type(error).__name__}")
+            await self._commit(batch)
+        else:
+            self._refuse(batch, "refused_by_database", error=error)
+
+    def _detour(self, submissions: Iterable[Submission]) -> None:
+        """Send events of held envelopes to a lane of their own."""
+        for submission in submissions:
+            key = submission.envelope_key
+            assert key is not None  # only events of an envelope can find it held
+            lane = self._slow.get(key)
+            if lane is None:
+                lane = self._slow[key] = deque()
+                task = asyncio.create_task(self._drain(key, lane))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            lane.append(submission)
+
+    async def _drain(self, key: EnvelopeKey, lane: deque[Submission]) -> None:
+        """Try the events of one held envelope again and again, until their time is over."""
+        try:
+            while batch := [s for s in lane if not _is_answered(s)]:
+                await asyncio.sleep(_SLOW_PAUSE)
+                async with self._slow_slots:
+                    await self._commit_slowly(batch)
+        finally:
+            del self._slow[key]
+
+    async def _commit_slowly(self, batch: Sequence[Submission]) -> None:
+        try:
+            await self._record(batch)
+        except EnvelopesBusy:
+            return
+        except Exception as error:  # noqa: BLE001  # the fence of one batch, as in `_commit`
+            if blames_data(error):
+                await self._isolate(batch, error)
+            else:
+                self._refuse(batch, _slug(error), error=error)
+
+    async def _reap(self) -> None:
+        """Answer in time those whose event is not known to be durable, whatever is broken."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(0.1)
+            now = loop.time()
+            # Deadlines are in the order of arrival, so the first that is not due ends it.
+            while self._outstanding and (
+                _is_answered(self._outstanding[0]) or self._outstanding[0].deadline <= now
+            ):
+                submission = self._outstanding.popleft()
+                self._refuse([submission], "late")
+            # Behind one that waits, those that are answered must not gather.
+            if len(self._outstanding) > 2 * self._pending_events + 256:
+                self._outstanding = deque(s for s in self._outstanding if not _is_answered(s))
+
+    def _refuse(
+        self, batch: Sequence[Submission], reason: str, *, error: Exception | None = None
+    ) -> None:
+        refused = [s for s in batch if not _is_answered(s)]
+        for submission in refused:
+            if submission.receipt is not None:
+                submission.receipt.set_exception(NotDurable(reason))
+        if refused:
+            log.warning(
+                "events.refused",
+                reason=reason,
+                count=len(refused),
+                error=type(error).__name__ if error else None,
+                sqlstate=sqlstate(error) if error else None,
+            )
+
+
+def _is_answered(submission: Submission) -> bool:
+    return submission.receipt is None or submission.receipt.done()
+
+
+def blames_data(error: BaseException) -> bool:
+    """True if the database, or its driver, refused a value rather than the transaction."""
+    code = sqlstate(error)
+    if code is not None:
+        return code.startswith(_DATA_CLASSES)
+    cause = getattr(error, "orig", None) or error
+    names = {kind.__name__ for kind in type(cause).__mro__}
+    # The drivers raise these before a server sees the value: lone surrogates, integers
+    # beyond 64 bits, documents that JSON cannot write.
+    return bool(names & {"UnicodeError", "OverflowError", "IntegrityError", "DataError"}) or (
+        isinstance(cause, ValueError)
+    )
+
+
+def _is_worth_another_try(error: BaseException, tries: int) -> bool:
+    if sqlstate(error) in _SERIALIZATION:
+        return tries <= _MAX_CONFLICT_RETRIES
+    # A pooled connection may have died with its server; the next one is fresh.
+    return is_disconnect(error) and tries == 1
+
+
+def _slug(error: BaseException) -> str:
+    if isinstance(error, DatabaseError):
+        return "late" if isinstance(error, TimeoutError) else "database"
+    return "defect"
+
+
+def _log_fact(fact: Fact) -> None:
+    submission, event = fact.submission, fact.submission.event
+    log.info(
+        "webhook.received",
+        outcome=fact.receipt.outcome.value,
+        event_id=str(fact.receipt.event_id),
+        event_type=event.type if event else None,
+        envelope_id=event.envelope_id if event else None,
+        fields_status=fact.fields_status,
+        effect=fact.effect.value if fact.effect else None,
+        reason=submission.reason,
+        account=submission.account,
+        key=submission.key_label,
+    )

@@ -1,0 +1,83 @@
+"""The transaction: what a batch of events does to the database, statement by statement."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from app.events.identity import Relation
+from app.intake.ledger import Judged, Ledger
+from app.intake.projection import Fact, Interested, Projection
+from app.intake.submission import Submission
+from app.store import deliveries, envelopes, events
+from app.store.events import Claim
+from app.store.session import Connection
+
+
+async def record(
+    connection: Connection,
+    batch: Sequence[Submission],
+    *,
+    interested: Interested,
+    now: datetime,
+) -> Projection:
+    """Write everything that `batch` means; the caller commits, and only then answers.
+
+    Locks are taken in the one order of this service: identities, sorted; then envelopes,
+    sorted, never waiting for one that is held; then the rest. Raises `EnvelopesBusy`.
+    """
+    judged = await _judge(connection, batch)
+    conflicts = await _claim_conflicts(connection, judged)
+    keys = {key for j in judged if (key := j.submission.envelope_key) and not j.is_settled}
+    projection = Projection(await envelopes.lock(connection, keys), interested, now)
+    for each in judged:
+        projection.take(each, conflicts=conflicts)
+    await _write(connection, projection)
+    return projection
+
+
+async def _judge(connection: Connection, batch: Sequence[Submission]) -> list[Judged]:
+    ledger = Ledger(batch)
+    known = await events.claim(connection, ledger.wanted)
+    ledger.learn(known)
+    judged = []
+    for submission in batch:
+        if (event_id := ledger.lacks_content_of(submission)) is not None:
+            ledger.learn_content(event_id, await events.read_content(connection, event_id))
+        judged.append(ledger.judge(submission))
+    await events.repoint(connection, ledger.misassigned(known))
+    await events.disown(connection, ledger.unassigned(known))
+    return judged
+
+
+async def _claim_conflicts(connection: Connection, judged: Sequence[Judged]) -> dict[UUID, UUID]:
+    """Give, for each contradiction that was seen before, the event that holds it."""
+    claims: dict[Claim, UUID] = {}
+    claimed: dict[UUID, Claim] = {}
+    for each in judged:
+        if each.relation is Relation.CONFLICT:
+            claim = _conflict_claim(each)
+            claimed[each.submission.event_id] = claim
+            claims.setdefault(claim, each.submission.event_id)
+    if not claims:
+        return {}
+    known = await events.claim(connection, claims)
+    first = {claim: known[claim].event_id if claim in known else claims[claim] for claim in claims}
+    return {mine: first[claim] for mine, claim in claimed.items() if first[claim] != mine}
+
+
+def _conflict_claim(judged: Judged) -> Claim:
+    submission = judged.submission
+    assert judged.original is not None  # a contradiction contradicts something
+    return submission.account, f"conflict:{judged.original.hex}:{submission.content}"
+
+
+async def _write(connection: Connection, projection: Projection) -> None:
+    await envelopes.write(connection, projection.held.values())
+    await events.add(connection, projection.events, projection.bodies)
+    if projection.deliveries:
+        await deliveries.enqueue(connection, projection.deliveries)
+    if projection.copies:
+        await events.count_copies(connection, projection.copies, at=projection.now)
+
+
+__all__ = ["Fact", "record"]

@@ -1,0 +1,166 @@
+"""Envelope rows: locked together, projected elsewhere, written back together."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from operator import attrgetter
+from typing import Any
+
+from sqlalchemy import Row, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.errors import AppError
+from app.events.lifecycle import Envelope
+from app.events.payload import Party
+from app.store.bulk import Columns, dumps
+from app.store.models import EnvelopeRow
+from app.store.session import fetch
+
+# (account, envelope id)
+EnvelopeKey = tuple[str, str]
+
+_DECIDED = tuple(field.name for field in fields(Envelope))
+_PARTIES = _DECIDED.index("parties")
+_PARTY = tuple(field.name for field in fields(Party))
+_decided = attrgetter(*_DECIDED)
+_party = attrgetter(*_PARTY)
+_OWN = ("account", "id", "version", "sequence", "first_seen_at", "updated_at")
+_COLUMNS = Columns(EnvelopeRow.__table__, [*_OWN, *_DECIDED])  # type: ignore[arg-type]
+_CHANGED = (*_OWN[2:4], "updated_at", *_DECIDED)
+
+_LISTED = ", ".join(f"e.{name}" for name in _COLUMNS.names)
+_POSTGRESQL_LOCK = (
+    f"SELECT {_LISTED} FROM envelopes e "
+    "JOIN unnest($1::text[], $2::text[]) AS wanted (account, id) "
+    "ON e.account = wanted.account AND e.id = wanted.id "
+    "ORDER BY e.account, e.id FOR UPDATE OF e SKIP LOCKED"
+)
+_SQLITE_LOCK = (
+    f"SELECT {_LISTED} FROM envelopes e "
+    "WHERE (e.account, e.id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))"
+)
+_POSTGRESQL_INSERT = (
+    f"INSERT INTO envelopes ({_COLUMNS.listed}) SELECT {_COLUMNS.selected()} "
+    f"FROM {_COLUMNS.unnest()} ON CONFLICT DO NOTHING RETURNING 1"
+)
+_POSTGRESQL_UPDATE = (
+    "UPDATE envelopes e SET "
+    + ", ".join(
+        f"{name} = {value}"
+        for name, value in zip(_COLUMNS.names, _COLUMNS.selected().split(", "), strict=True)
+        if name in _CHANGED
+    )
+    + f" FROM {_COLUMNS.unnest()} WHERE e.account = incoming.account AND e.id = incoming.id"
+)
+_SQLITE_WRITE = (
+    f"INSERT INTO envelopes ({_COLUMNS.listed}) "
+    f"VALUES ({', '.join('?' for _ in _COLUMNS.names)}) ON CONFLICT (account, id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _CHANGED)
+)
+
+
+class EnvelopesBusy(AppError):
+    """Somebody holds some of these rows, or has just made them: try without them."""
+
+    def __init__(self, keys: Iterable[EnvelopeKey]) -> None:
+        super().__init__("envelopes are locked by somebody else")
+        self.keys = frozenset(keys)
+
+
+@dataclass(slots=True)
+class Held:
+    """One envelope row, locked by this transaction, or about to be made by it."""
+
+    key: EnvelopeKey
+    envelope: Envelope
+    version: int
+    sequence: int
+    first_seen_at: datetime
+    updated_at: datetime
+    is_new: bool = False
+    is_changed: bool = False
+
+
+async def lock(connection: AsyncConnection, keys: Iterable[EnvelopeKey]) -> dict[EnvelopeKey, Held]:
+    """Lock the rows that exist and that nobody holds; never wait for one that is held."""
+    wanted = sorted(keys)
+    if not wanted:
+        return {}
+    is_postgresql = connection.dialect.name != "sqlite"
+    if is_postgresql:
+        arrays = ([key[0] for key in wanted], [key[1] for key in wanted])
+        rows = await fetch(connection, _POSTGRESQL_LOCK, arrays)
+    else:
+        rows = await fetch(connection, _SQLITE_LOCK, [dumps(wanted)])
+    held = [_held(_COLUMNS.read(row, is_postgresql=is_postgresql)) for row in rows]
+    return {each.key: each for each in held}
+
+
+def _held(row: Sequence[Any]) -> Held:
+    account, envelope_id, version, sequence, first_seen_at, updated_at = row[: len(_OWN)]
+    return Held(
+        key=(account, envelope_id),
+        envelope=_envelope(row[len(_OWN) :]),
+        version=version,
+        sequence=sequence,
+        first_seen_at=first_seen_at,
+        updated_at=updated_at,
+    )
+
+
+def _envelope(values: Sequence[Any]) -> Envelope:
+    decided = list(values)
+    parties = decided[_PARTIES]
+    if parties is not None:
+        decided[_PARTIES] = tuple(Party(**party) for party in parties)
+    return Envelope(*decided)
+
+
+async def write(connection: AsyncConnection, held: Iterable[Held]) -> None:
+    """Write the rows that changed.
+
+    Raises `EnvelopesBusy` if a row that was not to be seen is there after all: held by
+    somebody, or just made by another replica. The transaction must then be rolled back.
+    """
+    changed = sorted((h for h in held if h.is_changed), key=lambda h: h.key)
+    if connection.dialect.name == "sqlite":
+        if changed:
+            rows = _COLUMNS.tuples(_row(h) for h in changed)
+            await connection.exec_driver_sql(_SQLITE_WRITE, rows)
+        return
+    await _insert(connection, [h for h in changed if h.is_new])
+    if known := [h for h in changed if not h.is_new]:
+        await fetch(connection, _POSTGRESQL_UPDATE, _COLUMNS.arrays(_row(h) for h in known))
+
+
+async def _insert(connection: AsyncConnection, new: Sequence[Held]) -> None:
+    if not new:
+        return
+    inserted = await fetch(connection, _POSTGRESQL_INSERT, _COLUMNS.arrays(_row(h) for h in new))
+    if len(inserted) != len(new):
+        raise EnvelopesBusy(h.key for h in new)
+
+
+def _row(held: Held) -> tuple[Any, ...]:
+    decided = list(_decided(held.envelope))
+    if (parties := held.envelope.parties) is not None:
+        decided[_PARTIES] = [dict(zip(_PARTY, _party(party), strict=True)) for party in parties]
+    return (
+        *held.key,
+        held.version,
+        held.sequence,
+        held.first_seen_at,
+        held.updated_at,
+        *decided,
+    )
+
+
+async def find(
+    connection: AsyncConnection, envelope_id: str, *, accounts: Iterable[str] | None
+) -> Sequence[Row[Any]]:
+    """Give the rows with this id in the accounts that the caller may see (None: all)."""
+    table = EnvelopeRow.__table__
+    query = select(table).where(table.c.id == envelope_id).order_by(table.c.account).limit(100)
+    if accounts is not None:
+        query = query.where(table.c.account.in_(sorted(accounts)))
+    return (await connection.execute(query)).all()
