@@ -1,0 +1,100 @@
+# `make run` and `make test` need Python, pip and make, nothing else: everything
+# they install goes into .venv, from the hashed lists in requirements/.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# PIP_USER=0: a personal `pip install --user` default would break the virtual environment.
+PIP := PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(PYTHON) -m pip --python $(PY) \
+	install --quiet --no-input --root-user-action=ignore --require-hashes
+UV ?= uv
+WORKERS ?= auto
+
+# What must be covered to the last branch: losing an event hides in these.
+CORE := app/events/**,app/intake.py,app/intake/**,app/dispatch/**,app/store/**
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.PHONY: help setup run test check fix bench soak migration lock
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) \
+		| while IFS=@ read -r verb text; do printf '%-16s %s\n' "$$verb" "$$text"; done
+
+setup: $(VENV)/run.stamp ## Install what the service needs into .venv
+
+run: setup ## Set everything up and run the service on SQLite (PORT=9000 make run)
+	@mkdir -p -m 700 var
+	@$(PY) scripts/make_env.py
+	@exec $(PY) -m app serve --migrate $(if $(PORT),--port '$(PORT)')
+
+test: $(VENV)/test.stamp ## Run the tests on SQLite and on a real PostgreSQL (ARGS="-k intake")
+	@exec $(PY) -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(VENV)/tools.stamp ## Format, lint, types, import contracts, tests, coverage, container files
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/hadolint Dockerfile
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(PY) -m coverage erase
+	$(PY) -m pytest -n $(WORKERS) --cov --cov-report= $(ARGS)
+	$(PY) -m coverage report --include='$(CORE)' --fail-under=100
+	$(PY) -m coverage report --fail-under=95
+
+fix: $(VENV)/tools.stamp ## Format the code and repair what the linter can repair
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+bench: $(VENV)/test.stamp ## Measure, and print a table of ratios
+	@exec $(PY) -m tests.bench $(ARGS)
+
+soak: $(VENV)/test.stamp ## Run the long fault tests
+	@exec $(PY) -m tests.soak $(ARGS)
+
+migration: setup ## Write a migration from the models (m="what it does")
+	@test -n '$(m)' || { echo 'Say what it does: make migration m="index events by type"' >&2; exit 2; }
+	@mkdir -p -m 700 var
+	@rm -f var/migration.db
+	DATABASE_URL=sqlite:///var/migration.db $(PY) -m app migrate
+	$(PY) -m alembic revision --autogenerate --rev-id "$$(date -u +%Y%m%d_%H%M)" -m '$(m)'
+
+lock: ## Make the lists in requirements/ anew (needs uv: python3 -m pip install uv)
+	@command -v $(UV) >/dev/null || { \
+		echo 'Locking needs uv: "$(PYTHON) -m pip install uv", or UV=/path/to/uv make lock' >&2; exit 1; }
+	$(COMPILE) $(ARGS) pyproject.toml -o requirements/run.txt
+	$(COMPILE) $(ARGS) --group test -c requirements/run.txt -o requirements/test.txt
+	$(COMPILE) $(ARGS) --group tools -c requirements/run.txt -c requirements/test.txt -o requirements/tools.txt
+
+# No header and no addresses: both would tell where this was made, not what is in it.
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
+
+# A missing interpreter (none yet, or its Python was upgraded away) means a new environment.
+$(PY):
+	@command -v $(PYTHON) >/dev/null || { \
+		echo 'Python is missing. Install Python 3.11 or newer, or name one: PYTHON=python3.12 make ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$$($(PYTHON) --version) is too old. Name Python 3.11 or newer: PYTHON=python3.12 make ..." >&2; exit 1; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { \
+		echo 'pip is missing for $(PYTHON). Install it (Debian: apt install python3-pip), or name another: PYTHON=...' >&2; exit 1; }
+	@echo 'Making $(VENV) with $(PYTHON)'
+	@$(PYTHON) -m venv --without-pip --clear $(VENV)
+
+# A stamp is as new as the list it was installed from, so the second call does nothing.
+$(VENV)/run.stamp: requirements/run.txt | $(PY)
+	@echo 'Installing $<'
+	@$(PIP) -r $<
+	@touch $@
+
+$(VENV)/test.stamp: requirements/test.txt $(VENV)/run.stamp
+	@echo 'Installing $<'
+	@$(PIP) -r $<
+	@touch $@
+
+$(VENV)/tools.stamp: requirements/tools.txt $(VENV)/test.stamp
+	@echo 'Installing $<'
+	@$(PIP) -r $<
+	@touch $@
