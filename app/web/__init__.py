@@ -1,0 +1,1 @@
+"""Faces of the service: the public door, and what other services may ask."""

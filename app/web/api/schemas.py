@@ -1,0 +1,61 @@
+"""The answers of the internal API."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class PartyView(BaseModel):
+    """One who signs, as far as events told."""
+
+    email: str | None = None
+    name: str | None = None
+    role: str | None = None
+    order: int | None = None
+    status: str | None = Field(default=None, examples=["waiting", "pending", "signed"])
+
+
+class StatusView(BaseModel):
+    """Progress, as Atlas' own `/status` answers it."""
+
+    status: str | None = Field(examples=["pending"])
+    signed_count: int | None = Field(description="Null while no parties are known.")
+    total: int | None
+    next_signer_email: str | None = Field(description="Null once the status is final.")
+
+
+class EnvelopeView(StatusView):
+    """What is known of one envelope."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    envelope_id: str
+    account: str
+    tenant: str | None
+    disputed: bool = Field(description="Contradicting things were said of this envelope.")
+    parties: list[PartyView] | None
+    metadata: dict[str, Any] | None
+    external_id: str | None
+    client_reference_id: str | None
+    is_test: bool | None
+    fields_status: str | None
+    fields_version: int | None
+    send_error: str | None
+    detection_error: str | None
+    extraction: Any | None
+    decline_reason: str | None
+    void_reason: str | None
+    created_at: datetime | None
+    sent_at: datetime | None
+    viewed_at: datetime | None
+    signed_at: datetime | None
+    declined_at: datetime | None
+    voided_at: datetime | None
+    expired_at: datetime | None
+    extracted_at: datetime | None
+    first_seen_at: datetime
+    updated_at: datetime
+    erased_at: datetime | None
+    version: int = Field(description="Rises with every change; it is the ETag.")
+    sequence: int = Field(description="How many events were recorded.")

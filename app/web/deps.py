@@ -1,0 +1,77 @@
+"""Who is asking: bearer tokens, what each may do, and whose envelopes it may see."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, HTTPException, Request
+
+from app.store.session import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """Another service that may ask: its scopes, and its accounts (None: all)."""
+
+    name: str
+    scopes: frozenset[str]
+    accounts: frozenset[str] | None
+
+
+class Tokens:
+    """Recognises a consumer by its token, in a time that does not tell how near a guess is."""
+
+    def __init__(self, tokens: Iterable[tuple[str, Consumer]]) -> None:
+        # Digests are compared, so that neither length nor content shows in the time.
+        self._known = [(_digest(token.encode()), consumer) for token, consumer in tokens]
+
+    def recognise(self, token: bytes) -> Consumer | None:
+        """Give the consumer whose token this is; every known token is compared."""
+        digest = _digest(token)
+        found = None
+        for known, consumer in self._known:
+            if hmac.compare_digest(known, digest):
+                found = consumer
+        return found
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def database(request: Request) -> Database:
+    """Give the pool of the API."""
+    found: Database = request.app.state.database
+    return found
+
+
+def reader(request: Request) -> Consumer:
+    """Require a bearer token with the scope `read`."""
+    tokens: Tokens = request.app.state.tokens
+    header = request.headers.get("authorization", "")
+    scheme, _, token = header.partition(" ")
+    consumer = None
+    if scheme.lower() == "bearer":
+        # Starlette reads headers as latin-1; this gives back the bytes that were sent.
+        consumer = tokens.recognise(token.strip().encode("latin-1"))
+    if consumer is None:
+        raise HTTPException(
+            401, "This needs a token of API_TOKENS.", headers={"WWW-Authenticate": "Bearer"}
+        )
+    if "read" not in consumer.scopes:
+        raise HTTPException(403, "This token has not the scope 'read'.")
+    return consumer
+
+
+Reader = Annotated[Consumer, Depends(reader)]
+Pool = Annotated[Database, Depends(database)]
+AtlasAccount = Annotated[
+    str | None,
+    Header(
+        alias="Atlas-Account",
+        description="An account label, `ext_<tenant>`, or a connected account's id.",
+        max_length=255,
+    ),
+]

@@ -1,0 +1,124 @@
+"""uvicorn's HTTP protocol, and what it leaves open: a deadline and a limit for the head.
+
+Without them a connection that says nothing, or one byte a minute, stays for ever. Broken
+requests are refused here, before any application, in the same words as everything else.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from app.telemetry import Throttle, get_logger
+from app.web.errors import problem
+
+log = get_logger("door")
+
+HEAD_TIME: Final = 10.0
+MAX_HEAD_BYTES: Final = 64 * 1024
+
+_rejections = Throttle(per_second=10)
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection; the head of each request must come soon, and be of a sane size."""
+
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None until the first request
+
+    head_time: float = HEAD_TIME
+    _head_timer: asyncio.TimerHandle | None = None
+    # What arrived of a head that is not complete yet, and what its lines came to.
+    _head_bytes: int = 0
+    _line_bytes: int = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect a request at once."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect nothing any more."""
+        self._head_is_here()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take some bytes; those of an idle connection are the start of a request."""
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._expect_head()
+        super().data_received(data)
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(431, "head_too_large")
+
+    def on_message_begin(self) -> None:
+        """Count the lines of each request by themselves."""
+        self._line_bytes = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one line of the head, or of what follows a chunked body."""
+        self._line_bytes += len(name) + len(value)
+        if self._line_bytes > MAX_HEAD_BYTES:
+            raise ValueError("the lines of the head are too many")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Leave the rest of the request to the application and its own deadlines."""
+        self._head_is_here()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """After a request that was refused in the middle, expect the next one at once."""
+        self._head_is_here()
+        super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete:
+            self._expect_head()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # ours says it as a problem
+        """Refuse what is no HTTP, or too much of it."""
+        if self._line_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, "head_too_large")
+        else:
+            self._refuse(400, "request_malformed")
+
+    def _expect_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(self.head_time, self._give_up)
+
+    def _head_is_here(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def _refuse(self, status: int, reason: str) -> None:
+        self._head_is_here()
+        suppressed = _rejections.pass_or_count()
+        if suppressed is not None:
+            log.warning("request.rejected", reason=reason, status=status, suppressed=suppressed)
+        self.transport.write(_response(status))
+        self.transport.close()
+
+
+_DETAILS: Mapping[int, str] = {
+    400: "The request is incomplete or malformed.",
+    431: "The head of the request is larger than this service takes.",
+}
+
+
+def _response(status: int) -> bytes:
+    body = problem(status, _DETAILS[status])
+    return (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        "content-type: application/problem+json\r\n"
+        f"content-length: {len(body)}\r\n"
+        "connection: close\r\n\r\n"
+    ).encode() + body

@@ -1,0 +1,223 @@
+"""The one door open to the internet: `POST /webhooks/atlas`.
+
+A plain ASGI endpoint, ahead of routing and middleware: a decorated route would cost more
+than everything else on the path together. Refusals come before the body is read where
+they can, and nothing is parsed before the signature is proven over the raw bytes.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+from uuid import UUID
+
+from app.errors import NotDurable, RequestRejected, SignatureRejected
+from app.events.signature import Key, KeyRing, read_signature
+from app.telemetry import Throttle, get_logger
+from app.web.errors import problem
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+log = get_logger("door")
+
+PATH = "/webhooks/atlas"
+# A digest of more than this would hold up the loop; it is taken in a thread.
+LARGE_BODY = 64 * 1024
+_JSON = (b"content-type", b"application/json")
+_PROBLEM = (b"content-type", b"application/problem+json")
+
+
+class Receipt(Protocol):
+    """What recording answers."""
+
+    @property
+    def outcome(self) -> Any: ...
+    @property
+    def event_id(self) -> UUID: ...
+
+
+class Recorder(Protocol):
+    """What the door needs of intake."""
+
+    async def record(self, body: bytes, *, account: str, key_label: str) -> Receipt:
+        """Record one authentic body; raise `NotDurable` if that is not known in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoorLimits:
+    """How large a body may be, and how long it may take to arrive."""
+
+    body_bytes: int = 1024 * 1024
+    body_time: timedelta = timedelta(seconds=10)
+
+
+class Abandoned(Exception):  # not an error of ours: the sender went away
+    """The sender closed the connection before its body was complete."""
+
+
+class Door:
+    """Takes a request, and answers only when its event is on disk."""
+
+    def __init__(
+        self,
+        keyring: KeyRing,
+        recorder: Recorder,
+        *,
+        on_match: Callable[[Key, datetime], None],
+        limits: DoorLimits | None = None,
+    ) -> None:
+        self._keyring = keyring
+        self._recorder = recorder
+        self._on_match = on_match
+        self._limits = limits or DoorLimits()
+        self._rejections = Throttle(per_second=10)
+
+    def is_at(self, path: str) -> bool:
+        """True if a request for `path` comes to this door, whatever its method."""
+        return path.startswith(PATH) and _account_of(path) is not _ELSEWHERE
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; every refusal is a constant problem+json."""
+        try:
+            receipt = await self._receive(scope, receive)
+        except SignatureRejected as error:
+            self._note(error.reason, status=401)
+            await _answer(send, 401, _UNAUTHORIZED, _PROBLEM)
+        except RequestRejected as error:
+            self._note(error.reason, status=error.status)
+            await _refuse(send, error)
+        except NotDurable as error:
+            self._note(error.reason, status=503)
+            await _answer(send, 503, _UNAVAILABLE, _PROBLEM, _retry_after(error))
+        except Abandoned:
+            log.info("webhook.abandoned")
+        else:
+            body = b'{"outcome":"%s","event_id":"%s"}' % (
+                receipt.outcome.value.encode(),
+                str(receipt.event_id).encode(),
+            )
+            await _answer(send, 200, body, _JSON)
+
+    async def _receive(self, scope: Scope, receive: Receive) -> Receipt:
+        signature, length = _check_head(scope, limit=self._limits.body_bytes)
+        body = await self._read(receive, length)
+        now = datetime.now(UTC)
+        account = _account_of(scope["path"])
+        if len(body) > LARGE_BODY:
+            key = await asyncio.to_thread(
+                self._keyring.verify, body, signature, account=account, now=now
+            )
+        else:
+            key = self._keyring.verify(body, signature, account=account, now=now)
+        self._on_match(key, now)
+        return await self._recorder.record(body, account=key.account, key_label=key.label)
+
+    async def _read(self, receive: Receive, length: int | None) -> bytes:
+        end = asyncio.get_running_loop().time() + self._limits.body_time.total_seconds()
+        message = await _next(receive, end)
+        # Nearly every body comes in one piece, and then nothing is copied.
+        if not message.get("more_body", False):
+            return self._sized(message.get("body", b""), length)
+        chunks = bytearray(message.get("body", b""))
+        while message.get("more_body", False):
+            self._sized(chunks, None)
+            message = await _next(receive, end)
+            chunks += message.get("body", b"")
+        return self._sized(bytes(chunks), length)
+
+    def _sized(self, body: bytes | bytearray, length: int | None) -> bytes:
+        if len(body) > self._limits.body_bytes:
+            raise RequestRejected("body_too_large", status=413)
+        if length is not None and length != len(body):
+            raise RequestRejected("body_incomplete", status=400)
+        return body  # type: ignore[return-value]  # the caller makes bytes of the whole
+
+    def _note(self, reason: str, *, status: int) -> None:
+        suppressed = self._rejections.pass_or_count()
+        if suppressed is not None:
+            log.warning("webhook.rejected", reason=reason, status=status, suppressed=suppressed)
+
+
+async def _next(receive: Receive, end: float) -> Message:
+    try:
+        async with asyncio.timeout_at(end):
+            message = await receive()
+    except TimeoutError:
+        raise RequestRejected("body_too_slow", status=400) from None
+    if message["type"] == "http.disconnect":
+        raise Abandoned
+    return message
+
+
+_ELSEWHERE = "/"
+
+
+def _account_of(path: str) -> str | None:
+    """Read the account that a path names: None for the undirected door."""
+    rest = path[len(PATH) :].removesuffix("/")
+    if not rest:
+        return None
+    account = rest[1:]
+    return account if rest[0] == "/" and account and "/" not in account else _ELSEWHERE
+
+
+def _check_head(scope: Scope, *, limit: int) -> tuple[bytes, int | None]:
+    """Refuse by the head alone what can be; give the signature and the declared length."""
+    if scope["method"] != "POST":
+        raise RequestRejected("method_not_allowed", status=405)
+    signatures: list[bytes] = []
+    length: int | None = None
+    for name, value in scope["headers"]:
+        if name == b"x-atlas-signature":
+            signatures.append(value)
+        elif name == b"content-length":
+            length = _length(value)
+        elif name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
+            raise RequestRejected("body_encoded", status=415)
+    if length is not None and length > limit:
+        raise RequestRejected("body_too_large", status=413)
+    return read_signature(signatures), length
+
+
+def _length(value: bytes) -> int:
+    # A parser passes on what is one number; anything else could be read two ways.
+    if not value.isdigit() or len(value) > 18:  # noqa: PLR2004  # fits 64 bits
+        raise RequestRejected("length_malformed", status=400)
+    return int(value)
+
+
+def _retry_after(error: NotDurable) -> tuple[bytes, bytes]:
+    seconds = max(1, math.ceil(error.retry_after.total_seconds()))
+    return b"retry-after", str(seconds).encode()
+
+
+async def _refuse(send: Send, error: RequestRejected) -> None:
+    extra = [_PROBLEM]
+    if error.status == 405:  # noqa: PLR2004  # RFC 9110 asks for Allow with it
+        extra.append((b"allow", b"POST"))
+    elif error.status == 400:  # noqa: PLR2004  # the rest of the body is not waited for
+        extra.append((b"connection", b"close"))
+    # Elsewhere the rest is read and thrown away, for a while: a sender whose connection is
+    # closed in the middle of its body often never sees the answer.
+    await _answer(send, error.status, _REFUSALS[error.status], *extra)
+
+
+async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+_UNAUTHORIZED = problem(401, "The request is not proven to be from Atlas.")
+_UNAVAILABLE = problem(503, "The event could not be stored in time; send it again.")
+_REFUSALS = {
+    400: problem(400, "The request is incomplete or malformed."),
+    405: problem(405, "This door takes POST only."),
+    413: problem(413, "The body is larger than this service takes."),
+    415: problem(415, "Send the body as it was signed, without a content encoding."),
+}
