@@ -1,0 +1,163 @@
+"""Call one callback once, and name what happened.
+
+Nothing that a callback does or raises gets past here: a verdict is the only way out.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from app.dispatch import blame
+from app.dispatch.event import Event, build
+from app.dispatch.registry import Callback
+from app.errors import GiveUp, RetryLater
+from app.store.deliveries import Claim, Content
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The callback returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Worth another try, `after` a time of the callback's own choice if it named one."""
+
+    error: str
+    fingerprint: str
+    after: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Not to be tried again, until an operator says so."""
+
+    error: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """The callback did not want this event after all."""
+
+    reason: str
+
+
+Verdict = Done | Failed | Dead | Skipped
+
+DONE = Done()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One claimed delivery, and the callback that it is for."""
+
+    callback: Callback
+    claim: Claim
+    content: Content | None
+
+    @property
+    def event_type(self) -> str:
+        """The type of its event, as far as it is known."""
+        return (self.content.event_type if self.content else None) or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A call and how it ended, on the way to the database."""
+
+    call: Call
+    verdict: Verdict
+    # None if it never began.
+    began_at: datetime | None
+    finished_at: datetime
+
+
+async def run(call: Call) -> Verdict:
+    """Call an `async def`, for as long as its time-out allows."""
+    timer = asyncio.timeout(call.callback.timeout.total_seconds())
+    try:
+        async with timer:
+            event = _event(call)
+            if not _is_wanted(call.callback, event):
+                return Skipped("where= answered false")
+            await call.callback.function(event)
+    except TimeoutError as error:
+        return timed_out(call) if timer.expired() else judge(call, error)
+    except BaseException as error:  # noqa: BLE001  # the fence: whatever a callback raises
+        return judge(call, error)
+    return DONE
+
+
+def run_plain(call: Call) -> Verdict:
+    """Call a plain `def`, in the thread of the caller."""
+    try:
+        event = _event(call)
+        if not _is_wanted(call.callback, event):
+            return Skipped("where= answered false")
+        _refuse_awaitable(call.callback.function(event))
+    except BaseException as error:  # noqa: BLE001  # the fence: whatever a callback raises
+        return judge(call, error)
+    return DONE
+
+
+def _event(call: Call) -> Event:
+    return build(call.claim, call.content, deadline=datetime.now(UTC) + call.callback.timeout)
+
+
+def _is_wanted(callback: Callback, event: Event) -> bool:
+    return callback.where is None or bool(callback.where(event))
+
+
+def _refuse_awaitable(result: Any) -> None:
+    if inspect.isawaitable(result):
+        close: Callable[[], object] = getattr(result, "close", lambda: None)
+        close()
+        raise TypeError(
+            "the callback returned something to be awaited, which nobody would await: "
+            "declare it with async def"
+        )
+
+
+def judge(call: Call, error: BaseException) -> Verdict:
+    """Turn what a callback raised into a verdict."""
+    fingerprint = _fingerprint(
+        call, type(error).__name__, blame.place_of(error, call.callback.function)
+    )
+    text = blame.describe(error)
+    if isinstance(error, GiveUp):
+        return Dead(text, fingerprint)
+    if isinstance(error, RetryLater):
+        return Failed(text, fingerprint, _duration(error.after))
+    return Failed(text, fingerprint)
+
+
+def timed_out(call: Call, remark: str = "") -> Failed:
+    """Make the verdict on a call that took longer than it may."""
+    seconds = f"{call.callback.timeout.total_seconds():g}"
+    place = blame.home_of(call.callback.function)
+    text = f"the callback did not end within its timeout of {seconds} s"
+    return Failed(text + remark, _fingerprint(call, "timeout", place))
+
+
+def exhausted(call: Call) -> Dead:
+    """Make the verdict on a delivery whose attempts were all used up by lost workers."""
+    text = "every attempt was counted, and the last one was lost with its worker"
+    return Dead(text, _fingerprint(call, "lost", blame.home_of(call.callback.function)))
+
+
+def _fingerprint(call: Call, kind: str, place: str) -> str:
+    return blame.fingerprint(kind, place, callback=call.callback.name, event_type=call.event_type)
+
+
+def _duration(after: Any) -> timedelta | None:
+    # Authors write after=30 and mean seconds, whatever the annotation says.
+    if isinstance(after, timedelta):
+        return after
+    try:
+        return timedelta(seconds=after)
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -1,0 +1,238 @@
+"""Callbacks and what they ask for: the decorator that authors use, and its options."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from app.dispatch.event import Event
+from app.dispatch.schedule import LONGEST_CAP, MAX_ATTEMPTS, Backoff
+from app.errors import ConfigError, DuplicateCallback
+from app.store.callbacks import Subscription
+
+Function = Callable[[Event], Any]
+F = TypeVar("F", bound=Function)
+
+TIMEOUT = timedelta(seconds=30)
+LARGEST_COUNT = 1_000_000
+LONGEST_TIMEOUT = timedelta(hours=24)
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,99}")
+_PATTERN = re.compile(r"\*|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(\.\*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """One function of an author, and how it is to be called."""
+
+    name: str
+    function: Function
+    patterns: tuple[str, ...]
+    timeout: timedelta
+    max_attempts: int
+    backoff: Backoff
+    concurrency: int | None
+    is_ordered: bool
+    account: str | None
+    where: Callable[[Event], Any] | None
+    is_async: bool
+    # Module and line, for messages.
+    place: str
+
+    @property
+    def subscription(self) -> Subscription:
+        """What other processes may know of it."""
+        options = {
+            "timeout": self.timeout.total_seconds(),
+            "max_attempts": self.max_attempts,
+            "backoff": self.backoff.base.total_seconds(),
+            "concurrency": self.concurrency,
+            "ordered": self.is_ordered,
+        }
+        return Subscription(self.name, self.patterns, self.account, options)
+
+
+class Callbacks:
+    """A set of callbacks; `CALLBACKS` names one or several such objects.
+
+    Usage::
+
+        callbacks = Callbacks()
+
+        @callbacks.on("envelope.signed")
+        async def start_onboarding(event: Event) -> None: ...
+    """
+
+    def __init__(self) -> None:
+        self._callbacks: dict[str, Callback] = {}
+
+    def __iter__(self) -> Iterator[Callback]:
+        return iter(self._callbacks.values())
+
+    def __len__(self) -> int:
+        return len(self._callbacks)
+
+    def on(  # noqa: PLR0913  # each option is a word that authors write by name
+        self,
+        *patterns: str,
+        name: str | None = None,
+        timeout: timedelta | float = TIMEOUT,
+        max_attempts: int = MAX_ATTEMPTS,
+        backoff: Backoff | timedelta | float | None = None,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        account: str | None = None,
+        where: Callable[[Event], Any] | None = None,
+    ) -> Callable[[F], F]:
+        """Ask for events by pattern: `envelope.signed`, `envelope.*`, `*`.
+
+        `name` is under which deliveries are kept, so renaming a function should not change
+        it. A call is given up after `timeout` and repeated up to `max_attempts` times;
+        `backoff` is the first wait. At most `concurrency` calls run at once in a process.
+        With `ordered`, an event waits for the earlier ones of its envelope. `account`
+        narrows to one account, `where` to the events for which it answers true.
+        """
+
+        def add(function: F) -> F:
+            self._add(
+                Callback(
+                    name=_checked_name(name, function),
+                    function=function,
+                    patterns=_checked_patterns(patterns, function),
+                    timeout=_duration("timeout", timeout, LONGEST_TIMEOUT),
+                    max_attempts=_count("max_attempts", max_attempts),
+                    backoff=_backoff(backoff),
+                    concurrency=None if concurrency is None else _count("concurrency", concurrency),
+                    is_ordered=bool(ordered),
+                    account=account,
+                    where=_checked_where(where),
+                    is_async=_checked_kind(function),
+                    place=_place(function),
+                )
+            )
+            return function
+
+        return add
+
+    def include(self, other: "Callbacks") -> None:
+        """Take over the callbacks of another set; those of both are taken once."""
+        for callback in other:
+            self._add(callback)
+
+    def _add(self, callback: Callback) -> None:
+        known = self._callbacks.setdefault(callback.name, callback)
+        if known is not callback:
+            raise duplicate(known, callback)
+
+
+def duplicate(known: Callback, callback: Callback) -> DuplicateCallback:
+    """Name both places that claim one name."""
+    return DuplicateCallback(
+        f"two callbacks are called {callback.name!r}: {known.place} and {callback.place}; "
+        "give one of them another name with @callbacks.on(…, name=…)"
+    )
+
+
+def _place(function: Function) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    line = f":{code.co_firstlineno}" if code else ""
+    return f"{getattr(function, '__module__', '?')}{line}"
+
+
+def _label(function: Function) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _checked_name(name: object, function: Function) -> str:
+    chosen: object = _label(function) if name is None else name
+    if not isinstance(chosen, str) or not _NAME.fullmatch(chosen):
+        raise ConfigError(
+            f"{chosen!r} ({_place(function)}) cannot be the name of a callback: write "
+            "@callbacks.on(…, name=…) with letters, digits and . _ : - (at most 100)"
+        )
+    return chosen
+
+
+def _checked_patterns(patterns: Sequence[Any], function: Function) -> tuple[str, ...]:
+    if not patterns or callable(patterns[0]):
+        raise ConfigError(
+            f"@callbacks.on at {_place(function)} names no event: write "
+            '@callbacks.on("envelope.signed"), or "*" for all of them'
+        )
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
+            raise ConfigError(
+                f"{pattern!r} at {_place(function)} is no pattern for events: it is an exact type "
+                '("envelope.signed"), a prefix ("envelope.*"), or "*"'
+            )
+    return tuple(dict.fromkeys(patterns))
+
+
+def _duration(option: str, value: timedelta | float, longest: timedelta) -> timedelta:
+    try:
+        duration = value if isinstance(value, timedelta) else timedelta(seconds=value)
+    except (TypeError, ValueError, OverflowError):
+        duration = timedelta(0)
+    if not timedelta(0) < duration <= longest:
+        raise ConfigError(
+            f"{option}={value!r} of a callback must be seconds or a timedelta, "
+            f"above 0 and at most {longest}"
+        )
+    return duration
+
+
+def _count(option: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_COUNT:
+        raise ConfigError(f"{option}={value!r} of a callback must be a whole number from 1 on")
+    return value
+
+
+def _backoff(value: Backoff | timedelta | float | None) -> Backoff:
+    if value is None:
+        return Backoff()
+    if isinstance(value, Backoff):
+        return value
+    base = _duration("backoff", value, LONGEST_CAP)
+    return Backoff(base=base, cap=max(base, Backoff().cap))
+
+
+def _checked_where(where: Any) -> Callable[[Event], Any] | None:
+    if where is None:
+        return None
+    if not callable(where) or _is_async(where):
+        raise ConfigError("where= of a callback must be a plain function of the event, not async")
+    chosen: Callable[[Event], Any] = where
+    return chosen
+
+
+def _checked_kind(function: Any) -> bool:
+    """Say whether the function is `async def`; refuse what cannot be called with an event."""
+    if not callable(function):
+        raise ConfigError(f"{function!r} is no function: put @callbacks.on(…) above a def")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{_label(function)} ({_place(function)}) yields: a callback returns")
+    _check_arguments(function)
+    return _is_async(function)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    called = type(function).__call__ if not inspect.isroutine(function) else function
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+
+
+def _check_arguments(function: Function) -> None:
+    parameters = list(inspect.signature(function).parameters.values())
+    if any(parameter.name == "session" for parameter in parameters[1:]):
+        raise ConfigError(
+            f"{_label(function)} ({_place(function)}) takes a second argument `session`: "
+            "that name is reserved for writing in the transaction of the delivery, "
+            "which comes with a later release"
+        )
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        raise ConfigError(
+            f"{_label(function)} ({_place(function)}) must take exactly one argument, the event"
+        ) from None
