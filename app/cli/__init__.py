@@ -1,0 +1,41 @@
+"""The command line: `python -m app VERB`."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from app.cli import check, deliveries, events, keys, serve, trigger
+from app.errors import AppError
+from app.store.session import DatabaseError
+
+app = typer.Typer(
+    name="app",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Receive Atlas' e-signature webhooks, and look after what came of them.",
+)
+app.command()(serve.serve)
+app.command()(serve.work)
+app.command()(serve.migrate)
+app.command()(check.check)
+app.command()(trigger.trigger)
+app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(events.app, name="events")
+app.add_typer(keys.app, name="keys")
+app.command()(serve.openapi)
+
+
+def main() -> None:
+    """Run one verb; what goes wrong is said in one line, and is never a traceback."""
+    errors = Console(stderr=True, highlight=False, markup=False)
+    try:
+        app()
+    except AppError as error:
+        errors.print(f"error: {error}")
+        sys.exit(2)
+    except DatabaseError as error:
+        errors.print(f"error: the database does not answer ({type(error).__name__}); DATABASE_URL")
+        sys.exit(3)

@@ -1,0 +1,222 @@
+"""Verbs that run the service: `serve`, `work`, `migrate`, `openapi`."""
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+import uvicorn
+from rich.console import Console
+
+from app import telemetry
+from app.errors import ConfigError
+from app.main import Application, Face, create_app
+from app.settings import Settings, is_loopback, read_settings
+from app.store import migrations
+from app.store.session import DatabaseError
+from app.web.protocol import Protocol
+from app.wiring import Services, database_address, verification_keys
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.", envvar="PORT")]
+
+console = Console(stderr=True, highlight=False)
+
+
+class Only(StrEnum):
+    """The parts that a deployment may run apart."""
+
+    WEBHOOKS = "webhooks"
+    API = "api"
+
+
+def serve(
+    *,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    only: Annotated[Only | None, typer.Option(help="Run one part only.")] = None,
+    no_work: Annotated[
+        bool, typer.Option("--no-work", help="Take webhooks, but run no callbacks.")
+    ] = False,
+    migrate_first: Annotated[
+        bool, typer.Option("--migrate", help="Bring the schema up to date first.")
+    ] = False,
+    expose_api: Annotated[
+        bool, typer.Option("--expose-api", help="Let the public port answer the API, too.")
+    ] = False,
+) -> None:
+    """Take webhooks, answer the API and run callbacks, in one process.
+
+    For production run the parts apart: [b]serve --only webhooks[/b] behind the load
+    balancer, [b]serve --only api[/b] inside, and [b]work[/b] for the callbacks.
+    """
+    settings = _settings()
+    _require_keys(settings, only)
+    _require_apart(settings, host=host, only=only, expose_api=expose_api)
+    if migrate_first:
+        asyncio.run(_migrate(settings, "head"))
+    works = only is None and not no_work
+    _run(settings, _listeners(settings, only, host, port), works=works)
+
+
+def work(
+    *,
+    host: Annotated[str, typer.Option(help="Address of the health port.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Health port.", envvar="PORT")] = 8001,
+) -> None:
+    """Run callbacks alone, with a health port; start as many of these as the load needs."""
+    settings = _settings()
+    _run(settings, [(Face.HEALTH, host, port)], works=True)
+
+
+def migrate(
+    revision: Annotated[str, typer.Argument(help="The revision to go to.")] = "head",
+) -> None:
+    """Bring the database schema up to date; several at once wait for one another."""
+    settings = _settings()
+    state = asyncio.run(_migrate(settings, revision))
+    console.print(f"schema at {state.found} ({state.fit})")
+
+
+def openapi() -> None:
+    """Print the OpenAPI document of everything that the service answers."""
+    settings = _settings()
+    app = create_app(Services(settings, takes_webhooks=False, works=False), is_owner=False)
+    typer.echo(json.dumps(app.openapi(), indent=2, sort_keys=True))
+
+
+def _settings() -> Settings:
+    settings = read_settings()
+    telemetry.configure(level=settings.log_level, form=settings.log_format)
+    return settings
+
+
+async def _migrate(settings: Settings, revision: str) -> migrations.SchemaState:
+    address = database_address(settings, is_migrating=True)
+    return await migrations.migrate(address.url, schema=address.schema, revision=revision)
+
+
+def _require_keys(settings: Settings, only: Only | None) -> None:
+    if only is not Only.API and not verification_keys(settings):
+        raise ConfigError(
+            "ATLAS_API_KEY is not set: without a key nobody's events could be told from Atlas'. "
+            'Set it, or ATLAS_API_KEYS with a key for use in "verify", in the environment or '
+            "in .env (`make run` makes one)"
+        )
+
+
+def _require_apart(settings: Settings, *, host: str, only: Only | None, expose_api: bool) -> None:
+    if is_loopback(host) or only is not None or settings.api_port is not None or expose_api:
+        return
+    raise ConfigError(
+        f"on {host} the port that webhook_url makes public would answer the internal API, too: "
+        "say --only webhooks, or set API_PORT for everything but the door, or --expose-api"
+    )
+
+
+Listener = tuple[Face, str, int]
+
+
+def _listeners(settings: Settings, only: Only | None, host: str, port: int) -> list[Listener]:
+    if only is not None:
+        return [(Face(only), host, port)]
+    if settings.api_port is not None:
+        return [(Face.WEBHOOKS, host, port), (Face.API, host, settings.api_port)]
+    return [(Face.EVERYTHING, host, port)]
+
+
+def _run(settings: Settings, listeners: Sequence[Listener], *, works: bool) -> None:
+    takes = any(face in {Face.EVERYTHING, Face.WEBHOOKS} for face, _, _ in listeners)
+    services = Services(settings, takes_webhooks=takes, works=works)
+    asyncio.run(_prepare(services))
+    apps = [
+        create_app(services, face=face, is_owner=position == 0)
+        for position, (face, _, _) in enumerate(listeners)
+    ]
+    servers = [_server(app) for app in apps]
+    sockets = [_bind(host, port) for _, host, port in listeners]
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(servers, sockets))
+
+
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """Take the port before anything is started; nobody is listened to yet."""
+    sockets = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            sockets.append(taken := socket.socket(family, kind, protocol))
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; say another --host or --port"
+        ) from error
+    return sockets
+
+
+async def _prepare(services: Services) -> None:
+    """Refuse a schema or keys that do not fit; a database that is away may still come."""
+    try:
+        await services.prepare()
+    except DatabaseError:
+        return
+    finally:
+        await services.database.close()
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415  # absent on Windows
+    except ImportError:
+        return None
+    return uvloop.Loop
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to `_serve`, so that one signal stops every listener in order."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def _server(app: Application) -> Server:
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        # Longer than any balancer keeps a connection, so that it never finds one closed.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=10,
+    )
+    return Server(config)
+
+
+async def _serve(servers: Sequence[Server], sockets: Sequence[list[socket.socket]]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for server in servers:
+            # A second signal does not wait for open requests.
+            server.force_exit = server.should_exit
+            server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    async with asyncio.TaskGroup() as group:
+        for server, bound in zip(servers, sockets, strict=True):
+            group.create_task(server.serve(bound))
