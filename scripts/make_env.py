@@ -26,7 +26,7 @@ HEADER = """\
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A setting the service does not start without."""
+    """A setting without which there would be nothing to see."""
 
     name: str
     comment: str
@@ -62,6 +62,11 @@ NAMES = (
         "Who may ask this service: name to bearer token.",
         _api_tokens,
         instead=("API_TOKENS_FILE",),
+    ),
+    Name(
+        "CALLBACKS",
+        "What is called for each event; put your own after it, separated by a comma.",
+        lambda: "app.callbacks.audit_log:callbacks",
     ),
 )
 

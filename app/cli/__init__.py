@@ -30,7 +30,7 @@ app.command()(serve.openapi)
 
 def main() -> None:
     """Run one verb; what goes wrong is said in one line, and is never a traceback."""
-    errors = Console(stderr=True, highlight=False, markup=False)
+    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
         app()
     except AppError as error:

@@ -25,7 +25,6 @@ from app.settings import Settings
 from app.store import deliveries
 from app.store import events as rows
 from app.store.deliveries import Delivery
-from app.store.models import AttemptRow
 from app.store.session import Database
 
 app = typer.Typer(no_args_is_help=True, help="See what Atlas said, and what came of it.")
@@ -136,16 +135,9 @@ async def _read(database: Database, event_id: UUID, *, is_body_wanted: bool) -> 
                 details={},
             )
         body = await rows.read_body(connection, event_id)
-        filters: dict[str, Any] = {"event_id": event_id}
-        owed = await deliveries.page(connection, filters=filters, limit=1000)
-        attempts = (await connection.execute(_attempts_of([each.id for each in owed]))).all()
+        owed = await deliveries.page(connection, filters={"event_id": event_id}, limit=1000)
+        attempts = await deliveries.attempts_of(connection, [each.id for each in owed])
         return Shown(event, body, owed, attempts)
-
-
-def _attempts_of(delivery_ids: Sequence[UUID]) -> Any:
-    table = AttemptRow.__table__
-    query = table.select().where(table.c.delivery_id.in_(delivery_ids))
-    return query.order_by(table.c.finished_at, table.c.token)
 
 
 def _print_body(body: bytes | None) -> None:

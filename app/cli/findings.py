@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from app.cli import durability
 from app.cli.terminal import READ_LIMIT, cell
 from app.dispatch import control
 from app.dispatch.control import CallbackStatus
 from app.dispatch.registry import Callback
 from app.events.signature import MAX_UNDIRECTED_KEYS, Key
 from app.settings import ROOT, Settings
+from app.store import durability
 from app.store import keys as key_rows
 from app.store.migrations import read_state
 from app.store.session import Database, DatabaseAddress
@@ -47,7 +47,9 @@ class Finding:
     why: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level:<4} {self.what}" + (f": {self.why}" if self.why else "")
+        text = f"{self.what}: {self.why}" if self.why else self.what
+        # One finding is one line, also where the message of another part has several.
+        return f"{self.level:<4} {' '.join(text.split())}"
 
 
 def _ok(what: str) -> Finding:

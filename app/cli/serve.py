@@ -25,6 +25,9 @@ from app.wiring import Services, database_address, verification_keys
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.", envvar="PORT")]
 
+# Signals nearer to each other than this, in seconds, are one.
+_ECHO = 1.0
+
 console = Console(stderr=True, highlight=False)
 
 
@@ -209,11 +212,15 @@ def _server(app: Application) -> Server:
 async def _serve(servers: Sequence[Server], sockets: Sequence[list[socket.socket]]) -> None:
     loop = asyncio.get_running_loop()
 
+    stopped_at: list[float] = []
+
     def stop() -> None:
+        # A later signal does not wait for open requests. One that follows at once is the
+        # same: a terminal sends it to everybody, and make passes its own on.
+        is_again = bool(stopped_at) and loop.time() - stopped_at[0] > _ECHO
+        stopped_at.append(loop.time())
         for server in servers:
-            # A second signal does not wait for open requests.
-            server.force_exit = server.should_exit
-            server.should_exit = True
+            server.should_exit, server.force_exit = True, is_again
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

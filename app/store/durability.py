@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
-from app.cli.terminal import READ_LIMIT
 from app.store.session import Database
+
+_LIMIT: Final = timedelta(seconds=5)
 
 # Setting, what it must be, and what happens otherwise.
 _POSTGRESQL: Final = (
@@ -49,7 +51,7 @@ class Server:
 
 async def inspect(database: Database) -> Server:
     """Ask the database what it promises, in a session like those that record events."""
-    async with database.begin(limit=READ_LIMIT, is_reading=True) as connection:
+    async with database.begin(limit=_LIMIT, is_reading=True) as connection:
         values = {}
         wanted = _POSTGRESQL if database.is_postgresql else _SQLITE
         verb = "SHOW" if database.is_postgresql else "PRAGMA"

@@ -1,0 +1,249 @@
+"""`python -m tests.bench`: the contenders in turns, an audit after each, one table."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import asyncpg
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from tests.bench import machine, report
+from tests.bench.measurement import Measurement, combine
+from tests.bench.receivers import Receiver, Service, Textbook
+from tests.bench.reference import pgbench_version, references
+from tests.bench.report import Results
+from tests.postgres import DURABLE, Postgres, PostgresUnavailableError
+
+CONTENDERS = ("reference", "one-statement", "service", "textbook")
+ARRIVALS = 1_000
+OPEN_LOOP = f"service at {ARRIVALS:,}/s"
+OPEN_LOOP_CONNECTIONS = 64
+
+DESCRIPTION = """\
+Measure how many signed events per second are taken, and print it as ratios.
+
+reference      pgbench, one event per transaction: begin, three statements, commit
+one-statement  pgbench, the same writes in one statement: the hardest to keep up with
+service        python -m app serve --only webhooks --no-work, one process
+textbook       FastAPI and the SQLAlchemy ORM as one writes them on a first afternoon
+
+All of them write to one PostgreSQL of the bench's own, which flushes each commit to the
+disk, on a database that is new for each window. They take turns, and each figure is the
+median of the rounds: compare figures of one run only. After each window every
+acknowledged event is looked for in the database, byte for byte.
+
+The closed loop sends on each connection as soon as the last answer is there. One more
+window sends at 1,000 events/s, whatever the answers do; its latencies count from the
+moment at which an event should have been sent.
+"""
+EPILOG = """\
+examples:
+  python -m tests.bench                            all of it, about four minutes
+  python -m tests.bench --quick                    a first impression, under a minute
+  python -m tests.bench --only service --connections 128 --rounds 5
+  python -m tests.bench --markdown table.md        the table for a document, too
+
+exit status:
+  0  every acknowledged event was found, however fast or slow
+  1  an acknowledged event is lost or altered, or a contender did not run
+"""
+
+
+class Contender(Protocol):
+    """What every contender can do."""
+
+    name: str
+
+    def prepare(self) -> None:
+        """Do once what every window needs."""
+
+    def measure(self, connections: int, seconds: float) -> Measurement:
+        """Run one window on a new database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One turn: who, with how many connections, and whether at a fixed rate."""
+
+    contender: Contender
+    connections: int
+    is_paced: bool = False
+
+    @property
+    def name(self) -> str:
+        name = OPEN_LOOP if self.is_paced else self.contender.name
+        return f"{name}, {self.connections} connections"
+
+    def measure(self, seconds: float) -> Measurement:
+        if self.is_paced and isinstance(self.contender, Receiver):
+            measured = self.contender.measure(self.connections, 2 * seconds, ARRIVALS)
+            return replace(measured, contender=OPEN_LOOP)
+        return self.contender.measure(self.connections, seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    machine.require_linux()
+    # A plain kill has to end the children, too, and `finally` does that.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    console = Console(stderr=True, highlight=False)
+    try:
+        return _bench(options, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; everything that was started has been ended")
+        return 130
+    except (RuntimeError, PostgresUnavailableError) as error:
+        console.print(str(error), style="red", markup=False)
+        return 1
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--seconds", type=float, default=4.0, help="length of one window (%(default)s)")
+    add("--rounds", type=int, default=2, help="windows per figure; the median counts (%(default)s)")
+    add(
+        "--connections",
+        type=_numbers,
+        default=[1, 32, 128],
+        metavar="N,N",
+        help="connections that are kept busy (1,32,128)",
+    )
+    add(
+        "--only",
+        type=_contenders,
+        default=list(CONTENDERS),
+        metavar="NAME,NAME",
+        help=f"leave the others out; of {', '.join(CONTENDERS)}",
+    )
+    add("--quick", action="store_true", help="one short round at 32 connections")
+    add("--markdown", type=Path, metavar="FILE", help="write the table there, too")
+    options = parser.parse_args(arguments)
+    if options.seconds <= 0 or options.rounds < 1:
+        parser.error("--seconds and --rounds must be positive")
+    if options.quick:
+        options.seconds, options.rounds, options.connections = 2.0, 1, [32]
+    return options
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(number) for number in text.split(",")]
+    if not all(0 < number <= 150 for number in numbers):
+        raise argparse.ArgumentTypeError("each number must lie between 1 and 150")
+    return numbers
+
+
+def _contenders(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in CONTENDERS]:
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is none of {', '.join(CONTENDERS)}; separate names with commas"
+        )
+    return names
+
+
+def _bench(options: argparse.Namespace, console: Console) -> int:
+    with (
+        tempfile.TemporaryDirectory(prefix="atlas-receiver-bench-") as scratch,
+        Postgres(settings=DURABLE) as postgres,
+    ):
+        contenders = _choose(options.only, postgres, Path(scratch))
+        about = [machine.describe(), machine.versions(_version_of(postgres)), _method(options)]
+        if any(name in options.only for name in ("reference", "one-statement")):
+            about.append(f"pgbench: {pgbench_version()}")
+        for line in about:
+            console.print(line)
+        measured = _run(contenders, options, console)
+    results = Results(measured, open_loop=OPEN_LOOP)
+    table = Console(highlight=False)
+    table.width = report.width_of(table)
+    table.print(report.render(results))
+    if options.markdown is not None:
+        options.markdown.write_text(report.markdown(results, about=about))
+    return 1 if results.faults() else 0
+
+
+def _choose(only: Sequence[str], postgres: Postgres, scratch: Path) -> list[Contender]:
+    contenders: list[Contender] = [
+        *references(postgres),
+        Service(postgres, scratch),
+        Textbook(postgres, scratch),
+    ]
+    return [contender for contender in contenders if contender.name in only]
+
+
+def _method(options: argparse.Namespace) -> str:
+    return (
+        f"windows of {options.seconds:g} s, median of {options.rounds} interleaved rounds; "
+        "fsync, full_page_writes and synchronous_commit on"
+    )
+
+
+def _version_of(postgres: Postgres) -> str:
+    async def ask() -> str:
+        connection = await asyncpg.connect(postgres.url())
+        try:
+            return str(await connection.fetchval("SHOW server_version"))
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())
+
+
+def _run(
+    contenders: Sequence[Contender], options: argparse.Namespace, console: Console
+) -> list[Measurement]:
+    measured: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
+    turns = [window for _ in range(options.rounds) for window in _round(contenders, options)]
+    with _progress(console) as progress:
+        task = progress.add_task("preparing", total=len(turns))
+        for contender in contenders:
+            contender.prepare()
+        for window in turns:
+            progress.update(task, description=window.name)
+            one = window.measure(options.seconds)
+            measured[one.contender, one.connections].append(one)
+            progress.advance(task)
+    order = [*CONTENDERS, OPEN_LOOP]
+    keys = sorted(measured, key=lambda key: (order.index(key[0]), key[1]))
+    return [combine(measured[key]) for key in keys]
+
+
+def _round(contenders: Sequence[Contender], options: argparse.Namespace) -> Iterator[Window]:
+    for connections in options.connections:
+        for contender in contenders:
+            yield Window(contender, connections)
+    for contender in contenders:
+        if contender.name == "service":
+            yield Window(contender, OPEN_LOOP_CONNECTIONS, is_paced=True)
+
+
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        yield progress
+
+
+if __name__ == "__main__":
+    sys.exit(main())
