@@ -70,6 +70,10 @@ class Ledger:
         relation, known = self._relate(submission, owners)
         if relation is not Relation.CONFLICT:
             self._assign(submission, known or _known(submission))
+        else:
+            assert known is not None  # a contradiction contradicts something
+            # It may name another envelope; what it casts doubt on is that of the first.
+            submission.change(known.core.envelope_id)
         return Judged(submission, relation, known.event_id if known is not None else None)
 
     def _owners_of(self, submission: Submission) -> dict[str, Known]:

@@ -86,7 +86,10 @@ class Projection:
         held = self._hold(submission)
         if held is None or submission.event is None:
             return None
-        fresh = refresh(held.envelope, submission.event, received_at=submission.received_at)
+        # Another replica may have received this copy before the first; that is no news, and
+        # must not move a milestone whose time is only that of our receipt.
+        received_at = max(submission.received_at, held.updated_at)
+        fresh = refresh(held.envelope, submission.event, received_at=received_at)
         if fresh == held.envelope:
             return None
         held.envelope = fresh
@@ -97,7 +100,8 @@ class Projection:
     def _contradict(self, judged: Judged, *, known: UUID | None) -> None:
         submission = judged.submission
         if known is not None:
-            self.copies[known] = self.copies.get(known, 0) + 1
+            if known != submission.event_id:
+                self.copies[known] = self.copies.get(known, 0) + 1
             self._answer(submission, Outcome.CONFLICT, known, effect=Effect.CONFLICT)
             return
         held = self._hold(submission)

@@ -108,6 +108,9 @@ class Intake:
 
     async def _submit(self, submission: Submission) -> Receipt:
         loop = asyncio.get_running_loop()
+        # A large body was understood in a thread; meanwhile the last batch may have gone.
+        if self._is_closed:
+            raise NotDurable("shutting_down")
         submission.deadline = loop.time() + self._limits.answer.total_seconds()
         receipt: asyncio.Future[Receipt] = loop.create_future()
         submission.receipt = receipt
@@ -127,10 +130,12 @@ class Intake:
             while not (self._is_closed and not self._waiting):
                 await self._arrived.wait()
                 self._arrived.clear()
-                while batch := self._take():
+                while batch := self._take(self._waiting):
                     await self._commit(batch)
             await asyncio.gather(*self._tasks, return_exceptions=True)
         finally:
+            # Whoever comes when nobody commits any more must not wait for ever.
+            self._is_closed = True
             reaper.cancel()
             self._refuse(list(self._outstanding), "shutting_down")
 
@@ -139,12 +144,12 @@ class Intake:
         self._is_closed = True
         self._arrived.set()
 
-    def _take(self) -> list[Submission]:
+    def _take(self, queue: deque[Submission]) -> list[Submission]:
         batch: list[Submission] = []
         size = 0
         limits = self._limits
-        while self._waiting and len(batch) < limits.batch_events and size < limits.batch_bytes:
-            submission = self._waiting.popleft()
+        while queue and len(batch) < limits.batch_events and size < limits.batch_bytes:
+            submission = queue.popleft()
             if not _is_answered(submission):
                 batch.append(submission)
                 size += len(submission.body)
@@ -235,23 +240,13 @@ class Intake:
     async def _drain(self, key: EnvelopeKey, lane: deque[Submission]) -> None:
         """Try the events of one held envelope again and again, until their time is over."""
         try:
-            while batch := [s for s in lane if not _is_answered(s)]:
+            while lane:
                 await asyncio.sleep(_SLOW_PAUSE)
                 async with self._slow_slots:
-                    await self._commit_slowly(batch)
+                    # Those that find it held once more come back to this lane.
+                    await self._commit(self._take(lane))
         finally:
             del self._slow[key]
-
-    async def _commit_slowly(self, batch: Sequence[Submission]) -> None:
-        try:
-            await self._record(batch)
-        except EnvelopesBusy:
-            return
-        except Exception as error:  # noqa: BLE001  # the fence of one batch, as in `_commit`
-            if blames_data(error):
-                await self._isolate(batch, error)
-            else:
-                self._refuse(batch, _slug(error), error=error)
 
     async def _reap(self) -> None:
         """Answer in time those whose event is not known to be durable, whatever is broken."""
@@ -272,18 +267,23 @@ class Intake:
     def _refuse(
         self, batch: Sequence[Submission], reason: str, *, error: Exception | None = None
     ) -> None:
-        refused = [s for s in batch if not _is_answered(s)]
-        for submission in refused:
-            if submission.receipt is not None:
-                submission.receipt.set_exception(NotDurable(reason))
-        if refused:
-            log.warning(
-                "events.refused",
-                reason=reason,
-                count=len(refused),
-                error=type(error).__name__ if error else None,
-                sqlstate=sqlstate(error) if error else None,
-            )
+        receipts = [s.receipt for s in batch if s.receipt is not None and not s.receipt.done()]
+        for receipt in receipts:
+            receipt.set_exception(NotDurable(reason))
+        # A log that cannot be written must not end the loop that commits.
+        with suppress(Exception):
+            _log_refusal(len(receipts), reason, error)
+
+
+def _log_refusal(count: int, reason: str, error: Exception | None) -> None:
+    if count:
+        log.warning(
+            "events.refused",
+            reason=reason,
+            count=count,
+            error=type(error).__name__ if error else None,
+            sqlstate=sqlstate(error) if error else None,
+        )
 
 
 def _is_answered(submission: Submission) -> bool:
@@ -296,6 +296,9 @@ def blames_data(error: BaseException) -> bool:
     if code is not None:
         return code.startswith(_DATA_CLASSES)
     cause = getattr(error, "orig", None) or error
+    # A certificate that does not fit is a ValueError, too, and no fault of the data.
+    if is_disconnect(cause):
+        return False
     names = {kind.__name__ for kind in type(cause).__mro__}
     # The drivers raise these before a server sees the value: lone surrogates, integers
     # beyond 64 bits, documents that JSON cannot write.

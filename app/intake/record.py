@@ -50,7 +50,10 @@ async def _judge(connection: Connection, batch: Sequence[Submission]) -> list[Ju
 
 
 async def _claim_conflicts(connection: Connection, judged: Sequence[Judged]) -> dict[UUID, UUID]:
-    """Give, for each contradiction that was seen before, the event that holds it."""
+    """Give, for each contradiction that was seen before, the event that holds it.
+
+    That is the event itself if an earlier try, whose answer was lost, had committed.
+    """
     claims: dict[Claim, UUID] = {}
     claimed: dict[UUID, Claim] = {}
     for each in judged:
@@ -62,7 +65,11 @@ async def _claim_conflicts(connection: Connection, judged: Sequence[Judged]) -> 
         return {}
     known = await events.claim(connection, claims)
     first = {claim: known[claim].event_id if claim in known else claims[claim] for claim in claims}
-    return {mine: first[claim] for mine, claim in claimed.items() if first[claim] != mine}
+    return {
+        mine: first[claim]
+        for mine, claim in claimed.items()
+        if claim in known or first[claim] != mine
+    }
 
 
 def _conflict_claim(judged: Judged) -> Claim:

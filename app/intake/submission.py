@@ -49,9 +49,18 @@ class Submission:
     keys: Keys | None
     reason: str | None = None
     event_id: UUID = field(default_factory=new_id)
+    # The envelope that this changes, if it changes one.
+    envelope_key: EnvelopeKey | None = field(init=False)
     # When the sender must have its answer, by the loop's clock.
     deadline: float = 0.0
     receipt: asyncio.Future[Receipt] | None = None
+
+    def __post_init__(self) -> None:
+        self.change(self.event.envelope_id if self.event is not None else None)
+
+    def change(self, envelope_id: str | None) -> None:
+        """Say which envelope this changes."""
+        self.envelope_key = None if envelope_id is None else (self.account, envelope_id)
 
     @cached_property
     def claims(self) -> tuple[Claim, ...]:
@@ -66,16 +75,10 @@ class Submission:
             return self.keys.content.rpartition(":")[2]
         return content_digest(self.body)
 
-    @property
-    def envelope_key(self) -> EnvelopeKey | None:
-        """The envelope that this is about, if it is about one."""
-        if self.event is None or self.event.envelope_id is None:
-            return None
-        return self.account, self.event.envelope_id
-
     def quarantine(self, reason: str) -> None:
         """Keep the bytes only: the database refused what was made of them."""
         self.event, self.keys, self.reason = None, None, reason
+        self.change(None)
         self.__dict__.pop("claims", None)
         self.__dict__.pop("content", None)
 

@@ -33,7 +33,14 @@ class UtcDateTime(TypeDecorator[datetime]):
         """Give back UTC, whatever the session's zone is."""
         if value is None:
             return None
-        return text_to_time(value) if dialect.name == "sqlite" else value.astimezone(UTC)
+        return text_to_time(value) if dialect.name == "sqlite" else in_utc(value)
+
+
+def in_utc(value: datetime) -> datetime:
+    """Say of an instant of PostgreSQL that it is in UTC, as every session of ours is."""
+    # asyncpg stores the first and the last instant that Python knows as -infinity and
+    # infinity, and gives these two back without a zone.
+    return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
 
 
 def time_to_text(value: datetime) -> str:

@@ -16,13 +16,25 @@ from sqlalchemy import Table, Uuid
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, Boolean, Integer, LargeBinary, TypeEngine
 
-from app.store.base import Document, UtcDateTime, text_to_time, time_to_text
+from app.store.base import Document, UtcDateTime, in_utc, text_to_time, time_to_text
 from app.store.session import fetch
 
 
 def dumps(value: Any) -> str | None:
     """Write a document as JSON; None stays None, as a NULL."""
-    return None if value is None else to_json(value).decode()
+    if value is None:
+        return None
+    text = to_json(value)
+    # `jsonb` would give 1e+23 back as another number, an integer, so it gets one at once.
+    return (text if b"e+" not in text else to_json(_written_out(value))).decode()
+
+
+def _written_out(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _written_out(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_written_out(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _array_type(kind: TypeEngine[Any]) -> str:
@@ -56,8 +68,9 @@ def _writer(kind: TypeEngine[Any], *, sqlite: bool) -> Callable[[Any], Any] | No
 def _reader(kind: TypeEngine[Any], *, sqlite: bool) -> Callable[[Any], Any] | None:
     if _is_document(kind):
         return lambda value: json.loads(value) if isinstance(value, str) else value
-    if sqlite and isinstance(kind, UtcDateTime):
-        return lambda value: None if value is None else text_to_time(value)
+    if isinstance(kind, UtcDateTime):
+        read = text_to_time if sqlite else in_utc
+        return lambda value: None if value is None else read(value)
     if sqlite and isinstance(kind, Uuid):
         return lambda value: None if value is None else UUID(value)
     if sqlite and isinstance(kind, Boolean):

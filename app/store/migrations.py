@@ -30,6 +30,8 @@ _LOCK = 0x41544C41
 _LIMITS = Limits(
     lock=timedelta(seconds=10), statement=timedelta(hours=2), idle=timedelta(minutes=5)
 )
+# Long enough for a server that was just started, and for nobody's patience.
+_LOOK = timedelta(seconds=10)
 
 
 class Fit(StrEnum):
@@ -70,8 +72,6 @@ class SchemaState:
                     f"the database schema {self.found} belongs to a newer release than "
                     f"{__version__}, and is not compatible with it: deploy the newer release"
                 )
-            case Fit.EQUAL | Fit.COMPATIBLE:
-                return
 
 
 async def migrate(
@@ -105,20 +105,24 @@ async def downgrade(
 
 async def read_state(database: Database) -> SchemaState:
     """Compare the database's revision with the newest that this release knows."""
-    async with database.engine.connect() as connection:
-        tables = await connection.run_sync(lambda c: set(inspect(c).get_table_names()))
-        found, floor = None, "0"
-        if "alembic_version" in tables:
-            found = (
-                await connection.execute(text("SELECT version_num FROM alembic_version"))
-            ).scalar()
-        if "releases" in tables:
-            floors = (await connection.execute(select(ReleaseRow.min_release))).scalars()
-            floor = max(floors, key=_release, default="0")
+    async with database.begin(limit=_LOOK, is_reading=True) as connection:
+        found, floor = await _read_revision(connection)
     scripts = _scripts()
     needed = str(scripts.get_current_head())
     known = {script.revision for script in scripts.walk_revisions()}
     return SchemaState(_fit(found, floor, needed=needed, known=known), found, needed)
+
+
+async def _read_revision(connection: AsyncConnection) -> tuple[str | None, str]:
+    """Give the revision found, and the oldest release that may serve it."""
+    tables = await connection.run_sync(lambda c: set(inspect(c).get_table_names()))
+    found, floor = None, "0"
+    if "alembic_version" in tables:
+        found = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar()
+    if "releases" in tables:
+        floors = (await connection.execute(select(ReleaseRow.min_release))).scalars()
+        floor = max(floors, key=_release, default="0")
+    return found, floor
 
 
 def _fit(found: str | None, floor: str, *, needed: str, known: set[str]) -> Fit:

@@ -1,7 +1,6 @@
 """Connections: one engine per loop, and a transaction that cannot outlive its deadline."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from app.errors import ConfigError
 
 DEFAULT_SCHEMA = "atlas_receiver"
 
+# As other drivers spell it.
+_SPELLINGS = {"ssl": "sslmode"}
 # What asyncpg understands of libpq's parameters; the others steer libpq itself
 # (`channel_binding`, `keepalives`, …) and would be refused by the server.
 _DSN_PARAMETERS = {
@@ -35,13 +36,13 @@ _DSN_PARAMETERS = {
     "port",
     "service",
     "servicefile",
-    "ssl",
     "ssl_max_protocol_version",
     "ssl_min_protocol_version",
     "sslcert",
     "sslcrl",
     "sslkey",
     "sslmode",
+    "sslnegotiation",
     "sslpassword",
     "sslrootcert",
     "target_session_attrs",
@@ -57,6 +58,8 @@ class Limits:
     lock: timedelta = timedelta(milliseconds=1500)
     statement: timedelta = timedelta(milliseconds=2500)
     idle: timedelta = timedelta(seconds=5)
+    # SQLite has one write lock for all; somebody who holds it for 3 s is waited for.
+    sqlite_lock: timedelta = timedelta(milliseconds=3300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +97,10 @@ class DatabaseAddress:
     def dsn(self) -> str:
         """The URL as asyncpg takes it: hosts, TLS and the rest as libpq would read them."""
         parts = urlsplit(self.url)
-        query = [(k, v) for k, v in parse_qsl(parts.query) if k in _DSN_PARAMETERS]
-        return urlunsplit(
-            ("postgresql", parts.netloc, parts.path, urlencode(query, quote_via=quote), "")
-        )
+        given = {_SPELLINGS.get(name, name): value for name, value in parse_qsl(parts.query)}
+        known = {name: value for name, value in given.items() if name in _DSN_PARAMETERS}
+        query = urlencode({"application_name": "atlas-receiver", **known}, quote_via=quote)
+        return urlunsplit(("postgresql", parts.netloc, parts.path, query, ""))
 
 
 class Database:
@@ -141,25 +144,26 @@ class Database:
         SQLAlchemy or the driver raises.
         """
         engine = self._reading if is_reading else self._writing
-        async with asyncio.timeout(limit.total_seconds()):
+        end = asyncio.get_running_loop().time() + limit.total_seconds()
+        async with asyncio.timeout_at(end):
             connection = await engine.connect()
         try:
             transact = self._transact if self.is_postgresql else _transact_on_sqlite
-            async with transact(connection, limit):
+            async with transact(connection, end):
                 yield connection
         finally:
             await asyncio.shield(connection.close())
 
     @asynccontextmanager
-    async def _transact(self, connection: AsyncConnection, limit: timedelta) -> AsyncIterator[None]:
+    async def _transact(self, connection: AsyncConnection, end: float) -> AsyncIterator[None]:
         assert connection.sync_connection is not None  # it was just checked out
         driver: Any = connection.sync_connection.connection.driver_connection
         connection.info["driver"] = driver
         # A frozen server answers neither a query nor a cancel request, so what ends a late
         # transaction is closing its socket.
-        watchdog = asyncio.get_running_loop().call_later(limit.total_seconds(), driver.terminate)
+        watchdog = asyncio.get_running_loop().call_at(end, driver.terminate)
         try:
-            async with driver.transaction():
+            async with _transaction(driver):
                 if self._local_settings:
                     await driver.execute(self._local_settings)
                 yield
@@ -179,7 +183,25 @@ class Database:
 
 
 @asynccontextmanager
-async def _transact_on_sqlite(connection: AsyncConnection, _: timedelta) -> AsyncIterator[None]:
+async def _transaction(driver: Any) -> AsyncIterator[None]:
+    # Said in BEGIN: under another default, a key that was waited for stays unseen.
+    transaction = driver.transaction(isolation="read_committed")
+    await transaction.start()
+    try:
+        yield
+    except BaseException:
+        # On a connection that is gone this fails, and must not hide what went wrong before:
+        # whoever was cancelled has to stay cancelled.
+        try:
+            await transaction.rollback()
+        except DatabaseError:
+            driver.terminate()
+        raise
+    await transaction.commit()
+
+
+@asynccontextmanager
+async def _transact_on_sqlite(connection: AsyncConnection, _: float) -> AsyncIterator[None]:
     # No watchdog: what SQLite waits for is the write lock, and `timeout` bounds that.
     async with connection.begin():
         yield
@@ -235,7 +257,9 @@ def _postgresql(address: DatabaseAddress, *, size: int, limits: Limits) -> Async
         # knows neither our prepared statements nor our session settings.
         arguments |= {
             "prepared_statement_cache_size": 0,
-            "prepared_statement_name_func": lambda: f"__atlas_{uuid.uuid4().hex}__",
+            # Without a name: one with a name would stay in the server's connection when
+            # ours ends, because nobody is left to close it.
+            "prepared_statement_name_func": str,
         }
         options = {"poolclass": NullPool}
     return create_async_engine(
@@ -252,6 +276,12 @@ def session_settings(schema: str, limits: Limits) -> dict[str, str]:
         "lock_timeout": _milliseconds(limits.lock),
         "statement_timeout": _milliseconds(limits.statement),
         "idle_in_transaction_session_timeout": _milliseconds(limits.idle),
+        # A statement is planned once and then for good, perhaps when its table is empty;
+        # a plan that scans would still scan when there are millions of rows. Everything
+        # that is asked here has an index.
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
     }
 
 
@@ -262,14 +292,13 @@ def _milliseconds(value: timedelta) -> str:
 def _connector(
     address: DatabaseAddress, settings: dict[str, str], limits: Limits
 ) -> Callable[..., Awaitable[asyncpg.Connection]]:
-    options: dict[str, Any] = {
-        "server_settings": {**settings, "application_name": "atlas-receiver"}
-    }
+    options: dict[str, Any] = {"server_settings": settings}
     if address.pgbouncer:
         options = {"statement_cache_size": 0}
+    dsn = address.dsn
 
     async def connect(**_: Any) -> asyncpg.Connection:
-        return await asyncpg.connect(address.dsn, timeout=limits.connect.total_seconds(), **options)
+        return await asyncpg.connect(dsn, timeout=limits.connect.total_seconds(), **options)
 
     return connect
 
@@ -284,7 +313,7 @@ def _sqlite(address: DatabaseAddress, *, limits: Limits) -> AsyncEngine:
     # Under WAL readers do not wait; writers take turns on the file's own lock.
     engine = create_async_engine(
         f"sqlite+aiosqlite:///{path}",
-        connect_args={"timeout": limits.statement.total_seconds(), "isolation_level": None},
+        connect_args={"timeout": limits.sqlite_lock.total_seconds(), "isolation_level": None},
         hide_parameters=True,
         pool_size=4,
         max_overflow=0,
