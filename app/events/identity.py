@@ -8,12 +8,13 @@ Keys only say who might be meant; `relate` compares, and says who is.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from app.events.payload import OWN_ID_NAMES, Event, identify, places_of
+from app.events.frozen import frozen
+from app.events.heading import OWN_ID_NAMES, heading_of, places_of
+from app.events.payload import Event
 from app.events.redaction import Json
 
 # An envelope is created, sent, signed, declined or voided once. It is viewed many times.
@@ -48,7 +49,7 @@ _VOLATILE: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Core:
     """What two events with one id have to agree on."""
 
@@ -58,7 +59,7 @@ class Core:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Keys:
     """Every key that an event claims within its account."""
 
@@ -71,7 +72,7 @@ class Keys:
         return tuple(key for key in (self.own, self.once, self.content) if key is not None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Known:
     """An event that was recorded before and owns a key; `content` is its digest, if kept."""
 
@@ -151,7 +152,7 @@ _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 def _strip(top: dict[str, Json]) -> None:
     places = places_of(top)
-    own_id = identify(places).own_id
+    own_id = heading_of(places).own_id
     for _, place in places:
         for name in place.keys() & _VOLATILE:
             del place[name]

@@ -21,6 +21,9 @@ _SECRET_LINKS = re.compile(
     r"|preview|embed(?:ded)?|certificate|access|magic"
 )
 
+_BACKSLASH, _SLASH = rb"\/"
+_find_url = re.compile(rb'rl"').search
+_find_token = re.compile(rb'oken"').search
 _SEPARATORS = re.compile(r"""([\s"'<>`{}|^()]+)""")
 _USERINFO = re.compile(r"://[^/?#@]*@")
 _QUERY = re.compile(r"[?#]")
@@ -32,9 +35,15 @@ _SECRET_PARAMETER = re.compile(
 )
 
 
+def has_links(body: bytes) -> bool:
+    """Whether `body` may hold a link, however escaped."""
+    # A single byte is found twenty times as fast as three.
+    return _BACKSLASH in body or (_SLASH in body and b"://" in body)
+
+
 def has_marks(body: bytes) -> bool:
     """Whether `body` may hold something to redact: a link, or a link's name, however escaped."""
-    return b"://" in body or b"\\" in body or b'rl"' in body or b'oken"' in body
+    return has_links(body) or bool(_find_url(body) or _find_token(body))
 
 
 def redact(value: Json, depth: int = 0) -> Json:
