@@ -51,8 +51,8 @@ fix: $(VENV)/tools.stamp ## Format the code and repair what the linter can repai
 bench: $(VENV)/test.stamp ## Measure, and print a table of ratios
 	@exec $(PY) -m tests.bench $(ARGS)
 
-soak: $(VENV)/test.stamp ## Run the long fault tests
-	@exec $(PY) -m tests.soak $(ARGS)
+soak: $(VENV)/test.stamp ## Kill two replicas under load, and count (ARGS="--events 50000 --kills 50")
+	@exec $(PY) -m tests.acceptance.test_replicas $(ARGS)
 
 migration: setup ## Write a migration from the models (m="what it does")
 	@test -n '$(m)' || { echo 'Say what it does: make migration m="index events by type"' >&2; exit 2; }

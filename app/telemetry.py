@@ -43,9 +43,7 @@ def _processors(*, is_pretty: bool) -> list[Processor]:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if is_pretty:
-        console = structlog.dev.ConsoleRenderer(
-            colors=True, pad_event_to=22, repr_native_str=True
-        )
+        console = structlog.dev.ConsoleRenderer(colors=True, pad_event_to=22, repr_native_str=True)
         return [*shared, console, _to_bytes]
     return [*shared, structlog.processors.format_exc_info, _to_json]
 

@@ -160,6 +160,8 @@ def _bind(host: str, port: int) -> list[socket.socket]:
                 taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             taken.bind(address)
     except OSError as error:
+        for taken in sockets:
+            taken.close()
         raise ConfigError(
             f"cannot listen on {host}, port {port}: {error.strerror}; say another --host or --port"
         ) from error

@@ -17,10 +17,10 @@ LONGEST = 2000
 _READ = 4 * LONGEST
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
-_ADDRESS = re.compile(r"[^\s@<>\"']{1,64}@[^\s@<>\"']{1,255}")
+_ADDRESS = re.compile(r"[^\s@<>\"'/:\[\]]{1,64}@[\w.-]{1,255}")
 _CREDENTIAL = re.compile(
-    r"(?i)(bearer |basic |sha256="
-    r"|(?:token|secret|password|api[_-]?key|authorization)[\"']?\s*[:=]\s*[\"']?)[^\s\"',;&]+"
+    r"(?i)((?:token|secret|password|api[_-]?key|authorization)[\"']?\s*[:=]\s*[\"']?"
+    r"(?:bearer |basic )?|bearer |basic |sha256=)[^\s\"',;&]+"
 )
 
 

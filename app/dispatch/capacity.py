@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.dispatch.registry import Callback
 from app.store.deliveries import Room
@@ -15,16 +15,22 @@ RESERVED = 2
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is under way: calls by callback, and which of them have more waiting."""
+    """What is under way: calls by callback, and which of them have more waiting.
+
+    Claims of a callback whose calls end quickly may be `ahead` of their places; never those
+    of a slow one, which would keep them from workers that have places.
+    """
 
     slots: int
     running: Mapping[str, int]
     hungry: AbstractSet[str]
+    ahead: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def free(self) -> int:
         """Places that nobody has."""
-        return max(0, self.slots - sum(self.running.values()))
+        places = self.slots + sum(self.ahead.values())
+        return max(0, places - sum(self.running.values()))
 
 
 def share(callbacks: Sequence[Callback], load: Load) -> list[Room]:
@@ -53,7 +59,8 @@ def _most(callback: Callback, callbacks: Sequence[Callback], load: Load, reserve
         for other in callbacks
         if other.name != callback.name
     )
-    most = load.free - held_for_others
+    own = load.slots + load.ahead.get(callback.name, 0)
+    most = own - load.running.get(callback.name, 0) - held_for_others
     if callback.concurrency is not None:
         most = min(most, callback.concurrency - load.running.get(callback.name, 0))
     return most

@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 
 from app.dispatch.attempt import Call, Outcome, Verdict, timed_out
+from app.dispatch.capacity import Load
 from app.dispatch.lanes import Job, Lane, Outbox, Threads
 from app.dispatch.options import DispatchOptions
 from app.store.deliveries import Held
@@ -21,22 +23,28 @@ HORIZON = 0.1
 
 
 class Pace:
-    """How quickly calls end, so that quick ones are claimed ahead of their places."""
+    """How quickly the calls of each callback end, so that quick ones are claimed ahead."""
 
-    def __init__(self) -> None:
-        self._ended = 0
+    def __init__(self, *, most: int) -> None:
+        self._most = most
+        self._ended: Counter[str] = Counter()
         self._measured = time.monotonic()
-        self.ahead = 0
+        # By callback: how many claims are worth having beside those that have a place.
+        self.ahead: dict[str, int] = {}
 
-    def count(self, ended: int) -> None:
+    def count(self, jobs: Iterable[Job]) -> None:
         """Note that some calls have ended."""
-        self._ended += ended
+        self._ended.update(job.call.callback.name for job in jobs)
 
     def measure(self) -> None:
         """Look at what has ended since the last look."""
         now = time.monotonic()
-        self.ahead = int(self._ended / max(now - self._measured, 0.001) * HORIZON)
-        self._ended, self._measured = 0, now
+        share = HORIZON / max(now - self._measured, 0.001)
+        self.ahead = {
+            name: min(self._most, int(ended * share)) for name, ended in self._ended.items()
+        }
+        self._ended.clear()
+        self._measured = now
 
 
 class Crew:
@@ -60,7 +68,7 @@ class Crew:
         # Claimed, and waiting for a place.
         self._waiting: deque[Job] = deque()
         self._submitted = 0
-        self._pace = Pace()
+        self._pace = Pace(most=AHEAD * options.slots)
 
     @property
     def running(self) -> Counter[str]:
@@ -77,10 +85,9 @@ class Crew:
         """Calls that may be under way: beyond the cap, those that do not end take places."""
         return self._options.slots - max(0, len(self._stuck) - self._options.stuck_cap)
 
-    @property
-    def capacity(self) -> int:
-        """Claims that are worth having: a place each, and some more if calls end quickly."""
-        return self.slots + min(self._pace.ahead, AHEAD * self._options.slots)
+    def load(self, hungry: AbstractSet[str]) -> Load:
+        """Say what is under way, for who decides what to claim next."""
+        return Load(self.slots, self._running, hungry, self._pace.ahead)
 
     @property
     def held(self) -> list[Held]:
@@ -122,7 +129,7 @@ class Crew:
     def _collect(self, jobs: list[Job]) -> None:
         ended = [job for job in jobs if self._remove(job)]
         self._stuck.difference_update(jobs)
-        self._pace.count(len(ended))
+        self._pace.count(ended)
         self._fill()
         self._on_end(_outcomes(ended))
 

@@ -6,6 +6,7 @@ pause; nothing that the database does ends the loop.
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from typing import Any
 
 from app.dispatch import blame
 from app.dispatch.attempt import Call, Outcome, exhausted
-from app.dispatch.capacity import Load, share
+from app.dispatch.capacity import share
 from app.dispatch.crew import Crew
 from app.dispatch.options import DispatchOptions
 from app.dispatch.registry import Callback
@@ -56,6 +57,8 @@ class Engine:
         self._hungry: set[str] = set(self._callbacks)
         self._is_gathering = False
         self._turns = 0
+        # When the loop was last seen to turn, by the monotonic clock.
+        self.turned = time.monotonic()
         self.troubles: dict[str, str] = {}
         self.totals: dict[str, int] = {"claimed": 0, "ended": 0, "released": 0}
         self.settler = Settler(self._begin, worker=worker, on_settled=self._work.set)
@@ -86,15 +89,16 @@ class Engine:
             await self._supervise([claiming, *duties])
             await self._wind_up(claiming, grace())
         finally:
+            # A duty outlives a stray cancellation, but not one at the end.
+            self._is_stopping.set()
             await _cancel([claiming, *duties])
             self.crew.close(LAST_WORDS.total_seconds() / 2)
 
     async def _supervise(self, duties: Sequence[asyncio.Task[None]]) -> None:
+        # No duty ends by itself. If one does, all end, and readiness shows it.
         stopping = asyncio.create_task(self._is_stopping.wait())
         await asyncio.wait([stopping, *duties], return_when=asyncio.FIRST_COMPLETED)
-        if not self._is_stopping.is_set():
-            await _cancel([stopping])
-            raise RuntimeError("a duty of the dispatch loop has ended")
+        await _cancel([stopping])
 
     @asynccontextmanager
     async def _begin(self, *, is_reading: bool = False) -> AsyncIterator[Any]:
@@ -169,8 +173,7 @@ class Engine:
         ]
         self._turns += 1
         first = self._turns % len(served) if served else 0
-        load = Load(self.crew.capacity, self.crew.running, self._hungry)
-        return share(served[first:] + served[:first], load)
+        return share(served[first:] + served[:first], self.crew.load(self._hungry))
 
     async def _is_worth_it(self, rooms: Sequence[deliveries.Room]) -> bool:
         if self._database.is_postgresql:
@@ -207,8 +210,8 @@ class Engine:
 
     def _gather(self) -> None:
         """Claim again: now if there is room for many, else when there may be."""
-        crew = self.crew
-        if 2 * crew.running.total() <= crew.capacity:
+        load = self.crew.load(self._hungry)
+        if load.free >= sum(load.running.values()):
             self._work.set()
         elif not self._is_gathering:
             self._is_gathering = True
@@ -230,6 +233,7 @@ class Engine:
             log.warning("lease.lost", delivery_id=str(job.call.claim.id))
 
     async def _watch_step(self) -> None:
+        self.turned = time.monotonic()
         await asyncio.sleep(self._options.watch_every.total_seconds())
         self.crew.watch()
         if self.crew.is_blocked:
@@ -252,8 +256,14 @@ class Engine:
         log.info("callbacks.registered", callbacks=sorted(self._callbacks))
 
     async def _touch(self) -> bool:
+        names = list(self._callbacks)
         async with self._begin() as connection:
-            return bool(await subscriptions.touch(connection, list(self._callbacks)))
+            is_known = await subscriptions.touch(connection, names)
+            unparked = await subscriptions.unpark(connection, names)
+        if not is_known:
+            # A database that was restored from before has never heard of us.
+            await self._register()
+        return bool(unparked)
 
     async def _sweep(self) -> bool:
         async with self._begin() as connection:
@@ -316,6 +326,9 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    # Again and again: an error that is handled just then may swallow a cancellation.
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.2)

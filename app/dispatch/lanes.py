@@ -170,15 +170,16 @@ class Lane:
 
     def _start(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
-            if job.take():
-                self._jobs.add(job)
-                job.task = self.loop.create_task(self._attempt(job))
+            self._jobs.add(job)
+            job.task = self.loop.create_task(self._attempt(job))
 
     async def _attempt(self, job: Job) -> None:
-        job.start()
-        job.finish(await attempt.run(job.call))
+        # Not before: until now the job may be taken to a loop that turns.
+        if job.take():
+            job.start()
+            job.finish(await attempt.run(job.call))
+            self._report(job)
         self._jobs.discard(job)
-        self._report(job)
         if self._is_over():
             self.loop.stop()
 
@@ -203,9 +204,10 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
 class Threads:
     """Threads for plain functions: as many as there are calls, kept for a while when idle."""
 
-    def __init__(self, report: Callable[[Job], None], *, name: str) -> None:
+    def __init__(self, report: Callable[[Job], None], *, name: str, idle: float = IDLE) -> None:
         self._report = report
         self._name = name
+        self._limit = idle
         self._queue: SimpleQueue[Job] = SimpleQueue()
         self._lock = Lock()
         # Threads that wait for a job which nobody has put into the queue yet.
@@ -236,7 +238,7 @@ class Threads:
     def _next(self) -> Job | None:
         while True:
             try:
-                return self._queue.get(timeout=IDLE)
+                return self._queue.get(timeout=self._limit)
             except Empty:
                 # If somebody counts on this thread, its job is on the way.
                 if self._reserve():

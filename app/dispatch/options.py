@@ -21,6 +21,8 @@ class DispatchOptions:
     cancel_grace: timedelta = timedelta(seconds=2)
     # An event loop that has not turned for so long gets no more calls.
     block_limit: timedelta = timedelta(seconds=2)
+    # How long the dispatch loop itself may be silent before readiness shows it.
+    silence_limit: timedelta = timedelta(seconds=15)
     watch_every: timedelta = timedelta(milliseconds=250)
     sweep_every: timedelta = timedelta(seconds=5)
     park_after: timedelta = timedelta(minutes=10)

@@ -13,7 +13,7 @@ from app.dispatch.attempt import Call, Dead, Done, Failed, Outcome, Skipped
 from app.dispatch.schedule import next_try
 from app.store import deliveries
 from app.store.deliveries import Settlement
-from app.store.session import DatabaseError
+from app.store.session import DatabaseError, blames_data
 from app.telemetry import get_logger
 
 log = get_logger("dispatch")
@@ -118,11 +118,9 @@ class Settler:
         self._on_settled()
 
     async def _settle(self, rows: Sequence[Settlement]) -> dict[UUID, datetime | None]:
-        try:
-            return await self._write(rows)
-        except DatabaseError as error:
-            if not deliveries.is_about_data(error):
-                raise
+        written = await self._write(rows)
+        if written is not None:
+            return written
         due: dict[UUID, datetime | None] = {}
         for row in rows:
             due |= await self._settle_alone(row)
@@ -131,17 +129,21 @@ class Settler:
     async def _settle_alone(self, row: Settlement) -> dict[UUID, datetime | None]:
         plain = replace(row, error=UNWRITABLE if row.error else None, fingerprint=None)
         for attempted in (row, plain):
-            try:
-                return await self._write([attempted])
-            except DatabaseError as error:
-                if not deliveries.is_about_data(error):
-                    raise
+            due = await self._write([attempted])
+            if due is not None:
+                return due
         log.error("verdict.unwritable", delivery_id=str(row.id), verdict=row.verdict)
         return {}
 
-    async def _write(self, rows: Sequence[Settlement]) -> dict[UUID, datetime | None]:
-        async with self._begin() as connection:
-            return await deliveries.settle(connection, rows, worker=self._worker)
+    async def _write(self, rows: Sequence[Settlement]) -> dict[UUID, datetime | None] | None:
+        """Write rows in one transaction; None if the database refuses one for what it says."""
+        try:
+            async with self._begin() as connection:
+                return await deliveries.settle(connection, rows, worker=self._worker)
+        except DatabaseError as error:
+            if not blames_data(error):
+                raise
+        return None
 
     def _log(self, due: dict[UUID, datetime | None]) -> None:
         for outcome, row in self._batch:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from threading import Thread
@@ -73,10 +74,14 @@ class Dispatcher:
             return []
         if not self._thread.is_alive():
             return [f"the dispatch loop is not running: {self._death or 'it was not started'}"]
-        if self._engine is None:
-            return []
-        troubles = [f"dispatch cannot {k}: {v}" for k, v in tuple(self._engine.troubles.items())]
-        return troubles + self._engine.crew.problems()
+        return [] if self._engine is None else self._problems_of(self._engine)
+
+    def _problems_of(self, engine: Engine) -> list[str]:
+        found = [f"dispatch cannot {k}: {v}" for k, v in tuple(engine.troubles.items())]
+        silence = time.monotonic() - engine.turned
+        if silence > self._options.silence_limit.total_seconds():
+            found.append(f"the dispatch loop has not turned for {silence:.0f} s")
+        return found + engine.crew.problems()
 
     def counts(self) -> dict[str, int]:
         """Give what is under way, and what was done since the start."""
@@ -94,6 +99,7 @@ class Dispatcher:
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(self._main())
+            self._death = "it has ended"
         except BaseException as error:  # noqa: BLE001  # the fence: readiness must show it
             self._death = blame.summarise(error)
             log.critical("dispatch.died", error=self._death)
@@ -107,8 +113,10 @@ class Dispatcher:
         try:
             await engine.run(grace=lambda: self._grace)
         finally:
+            # What a frozen server does not close is closed with the process.
             with contextlib.suppress(Exception):
-                await database.close()
+                async with asyncio.timeout(1):
+                    await database.close()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

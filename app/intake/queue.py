@@ -18,15 +18,13 @@ from app.intake.projection import Fact, Interested, Projection
 from app.intake.record import record
 from app.intake.submission import Receipt, Submission, understand
 from app.store.envelopes import EnvelopeKey, EnvelopesBusy
-from app.store.session import Database, DatabaseError, is_disconnect, sqlstate
+from app.store.session import Database, DatabaseError, blames_data, is_disconnect, sqlstate
 from app.telemetry import get_logger
 
 log = get_logger("intake")
 
 # Parsing more than this would hold up the loop, and with it everybody else.
 LARGE_BODY = 64 * 1024
-# SQLSTATE classes that blame the data: 22 data, 23 integrity, 54 program limits.
-_DATA_CLASSES = ("22", "23", "54")
 _SERIALIZATION = ("40001", "40P01")
 _MAX_CONFLICT_RETRIES = 3
 _SLOW_PAUSE = 0.05
@@ -288,23 +286,6 @@ def _log_refusal(count: int, reason: str, error: Exception | None) -> None:
 
 def _is_answered(submission: Submission) -> bool:
     return submission.receipt is None or submission.receipt.done()
-
-
-def blames_data(error: BaseException) -> bool:
-    """True if the database, or its driver, refused a value rather than the transaction."""
-    code = sqlstate(error)
-    if code is not None:
-        return code.startswith(_DATA_CLASSES)
-    cause = getattr(error, "orig", None) or error
-    # A certificate that does not fit is a ValueError, too, and no fault of the data.
-    if is_disconnect(cause):
-        return False
-    names = {kind.__name__ for kind in type(cause).__mro__}
-    # The drivers raise these before a server sees the value: lone surrogates, integers
-    # beyond 64 bits, documents that JSON cannot write.
-    return bool(names & {"UnicodeError", "OverflowError", "IntegrityError", "DataError"}) or (
-        isinstance(cause, ValueError)
-    )
 
 
 def _is_worth_another_try(error: BaseException, tries: int) -> bool:

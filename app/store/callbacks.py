@@ -27,7 +27,7 @@ OWN_EVENTS = "receiver."
 OVERLAP = timedelta(seconds=60)
 # A request that was under way when a callback was first registered, by a clock that differs.
 CLOCK_ALLOWANCE = timedelta(seconds=5)
-NEVER_OWED = ("conflict", "quarantined", "refreshed")
+UNPARKED_AT_ONCE = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,6 @@ _TOUCH_SQLITE = (
     f"UPDATE callbacks SET last_seen_at = {SQLITE_NOW} "
     "WHERE name IN (SELECT value FROM json_each(?))"
 )
-UNPARKED_AT_ONCE = 2000
 
 
 async def register(connection: AsyncConnection, subscriptions: Sequence[Subscription]) -> None:
@@ -90,16 +89,24 @@ async def register(connection: AsyncConnection, subscriptions: Sequence[Subscrip
     for each in sorted(subscriptions, key=lambda s: s.name):
         parameters = (each.name, dumps(each.patterns), each.account, dumps(dict(each.options)))
         await connection.exec_driver_sql(statement, parameters)
-    await deliveries.unpark(connection, [s.name for s in subscriptions], limit=UNPARKED_AT_ONCE)
+    await unpark(connection, [s.name for s in subscriptions])
 
 
-async def touch(connection: AsyncConnection, names: Sequence[str]) -> int:
-    """Say that these are still served; say how many deliveries were owed again for it."""
-    if _is_postgresql(connection):
-        await connection.exec_driver_sql(_TOUCH_POSTGRESQL, (sorted(names),))
-    else:
-        await connection.exec_driver_sql(_TOUCH_SQLITE, (json.dumps(list(names)),))
+async def unpark(connection: AsyncConnection, names: Sequence[str]) -> int:
+    """Owe again what was set aside for these, a bounded number at once; say how many.
+
+    Not only at registration: meanwhile another process may have parked some more.
+    """
     return await deliveries.unpark(connection, names, limit=UNPARKED_AT_ONCE)
+
+
+async def touch(connection: AsyncConnection, names: Sequence[str]) -> bool:
+    """Say that these are still served; False if some of them must be registered first."""
+    if _is_postgresql(connection):
+        result = await connection.exec_driver_sql(_TOUCH_POSTGRESQL, (sorted(names),))
+    else:
+        result = await connection.exec_driver_sql(_TOUCH_SQLITE, (json.dumps(list(names)),))
+    return result.rowcount == len(set(names))
 
 
 async def read(connection: AsyncConnection) -> list[Subscription]:

@@ -12,15 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.store.base import text_to_time
 from app.store.bulk import Columns, Insert
 from app.store.ids import new_id
 from app.store.models import AttemptRow, AuditRow, DeliveryRow, EnvelopeRow, EventRow
-from app.store.session import sqlstate
+from app.store.session import fetch
 
 PENDING, RUNNING, DONE, DEAD = "pending", "running", "done", "dead"
 DISCARDED, PARKED = "discarded", "parked"
@@ -29,7 +28,7 @@ LOST = "the worker did not come back before its lease ran out"
 SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 SQLITE_LATER = "strftime('%Y-%m-%d %H:%M:%f000', 'now', ?)"
 
-# (event, callback, account, envelope, sequence)
+# An event, a callback, and the event's account, envelope and sequence.
 Owed = tuple[UUID, str, str, str | None, int | None]
 
 
@@ -143,25 +142,35 @@ async def enqueue(connection: AsyncConnection, rows: Sequence[Owed]) -> None:
         return
     owed = [(new_id(), *row) for row in rows]
     if _is_postgresql(connection):
-        await connection.exec_driver_sql(_ENQUEUE_POSTGRESQL, tuple(_OWED.arrays(owed)))
+        await fetch(connection, _ENQUEUE_POSTGRESQL, _OWED.arrays(owed))
     else:
         await connection.exec_driver_sql(_ENQUEUE_SQLITE, _OWED.tuples(owed))
 
 
-# An earlier delivery holds a later one back while it is owed. It may be overtaken once the
-# later one has waited too long, but only between two attempts: a backlog is worked off in
-# order, however old it is, and two events of one envelope are never at work at once.
-_HELD_BACK = """EXISTS (
+# A delivery is held back while an earlier one of its envelope is owed. One that has waited
+# too long overtakes, but only an earlier one that is backing off: a backlog is worked off in
+# order, however old it is. And two of one envelope are never at work at once, so that one
+# which was overtaken learns that it is late. The CASE hides a condition from the planner,
+# which would walk over everything that is running, for each row.
+_HELD_BACK = """(EXISTS (
     SELECT 1 FROM deliveries earlier
     WHERE earlier.callback = d.callback AND earlier.account = d.account
       AND earlier.envelope_id = d.envelope_id AND earlier.sequence < d.sequence
       AND earlier.due_at IS NOT NULL
-      AND (d.created_at > {patience} OR earlier.attempts = 0 OR earlier.state = 'running')
-)"""
+      AND (d.created_at > {patience} OR earlier.due_at <= {now} OR earlier.state = 'running')
+) OR EXISTS (
+    SELECT 1 FROM deliveries later
+    WHERE later.callback = d.callback AND later.account = d.account
+      AND later.envelope_id = d.envelope_id AND later.sequence > d.sequence
+      AND later.due_at IS NOT NULL AND CASE later.state WHEN 'running' THEN later.due_at > {now} END
+))"""
 
 _CLAIMED = "id, token, attempts, spent, callback, generation, event_id, envelope_id"
 _LOST_COLUMNS = "delivery_id, token, number, worker, finished_at, verdict, error"
 
+_HELD_BACK_POSTGRESQL = _HELD_BACK.format(
+    patience="statement_timestamp() - $6::interval", now="statement_timestamp()"
+)
 _CLAIM_POSTGRESQL = f"""
 WITH wanted AS (
     SELECT room.* FROM unnest($1::text[], $2::int4[], $3::bool[]) AS room (name, places, ordered)
@@ -170,7 +179,7 @@ WITH wanted AS (
     SELECT found.* FROM wanted CROSS JOIN LATERAL (
         SELECT d.id, d.state, d.token, d.attempts, d.worker FROM deliveries d
         WHERE d.callback = wanted.name AND d.due_at <= statement_timestamp()
-          AND NOT (wanted.ordered AND {_HELD_BACK.format(patience="statement_timestamp() - $6::interval")})
+          AND NOT (wanted.ordered AND {_HELD_BACK_POSTGRESQL})
         ORDER BY d.due_at LIMIT wanted.places FOR UPDATE OF d SKIP LOCKED
     ) AS found
 ), lost AS (
@@ -188,7 +197,7 @@ RETURNING {_CLAIMED}
 _DUE_SQLITE = f"""
 SELECT d.id FROM deliveries d
 WHERE d.callback = ? AND d.due_at <= {SQLITE_NOW}
-  AND NOT (? AND {_HELD_BACK.format(patience=SQLITE_LATER)})
+  AND NOT (? AND {_HELD_BACK.format(patience=SQLITE_LATER, now=SQLITE_NOW)})
   AND EXISTS (SELECT 1 FROM callbacks c WHERE c.name = d.callback AND c.paused_at IS NULL)
 ORDER BY d.due_at LIMIT ?
 """
@@ -356,31 +365,35 @@ _SETTLE_POSTGRESQL = f"""
 WITH verdicts AS MATERIALIZED (
     SELECT * FROM {_VERDICTS_POSTGRESQL}
 ), ours AS MATERIALIZED (
-    SELECT d.id FROM deliveries d JOIN verdicts v ON v.id = d.id AND v.token = d.token
-    WHERE d.id = ANY ($1::uuid[]) AND d.state = 'running' ORDER BY d.id FOR UPDATE OF d
+    SELECT v.* FROM verdicts v JOIN deliveries d ON d.id = v.id AND d.token = v.token
+    WHERE d.state = 'running' ORDER BY d.id FOR UPDATE OF d
 ), settled AS (
     UPDATE deliveries d
     SET state = v.state, due_at = statement_timestamp() + v.wait, last_error = v.error,
         fingerprint = v.fingerprint,
         settled_at = CASE WHEN v.wait IS NULL THEN statement_timestamp() END
-    FROM verdicts v
-    WHERE d.id = v.id AND d.id = ANY (ARRAY(SELECT id FROM ours))
+    FROM ours v WHERE d.id = v.id
     RETURNING d.id, d.due_at
 ), history AS (
     INSERT INTO attempts
         (delivery_id, token, number, worker, started_at, finished_at, verdict, error)
     SELECT v.id, v.token, v.number, $11, v.started_at, v.finished_at, v.verdict, v.error
-    FROM verdicts v JOIN settled ON settled.id = v.id
-    ON CONFLICT DO NOTHING
+    FROM ours v ON CONFLICT DO NOTHING
 )
 SELECT id, due_at FROM settled
 """
 _SETTLE_SQLITE = f"""
 UPDATE deliveries
-SET state = ?, due_at = {SQLITE_LATER}, last_error = ?, fingerprint = ?,
-    settled_at = CASE WHEN ? THEN NULL ELSE {SQLITE_NOW} END
-WHERE id = ? AND token = ? AND state = 'running'
-RETURNING due_at
+SET state = v.state, due_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', v.wait),
+    last_error = v.error, fingerprint = v.fingerprint,
+    settled_at = CASE WHEN v.wait IS NULL THEN {SQLITE_NOW} END
+FROM (
+    SELECT value ->> 0 AS id, value ->> 1 AS token, value ->> 2 AS state, value ->> 3 AS wait,
+        value ->> 4 AS error, value ->> 5 AS fingerprint
+    FROM json_each(?)
+) AS v
+WHERE deliveries.id = v.id AND deliveries.token = v.token AND deliveries.state = 'running'
+RETURNING id, due_at
 """
 _HISTORY = Insert(
     Columns(
@@ -411,8 +424,8 @@ async def settle(
     ordered = sorted(settlements, key=lambda each: each.id)
     if _is_postgresql(connection):
         arrays = [list(column) for column in zip(*map(_verdict_row, ordered), strict=True)]
-        rows = (await connection.exec_driver_sql(_SETTLE_POSTGRESQL, (*arrays, worker))).all()
-        return {row[0]: row[1] for row in rows}
+        result = await connection.exec_driver_sql(_SETTLE_POSTGRESQL, (*arrays, worker))
+        return {row.id: row.due_at for row in result}
     return await _settle_on_sqlite(connection, ordered, worker=worker)
 
 
@@ -434,11 +447,9 @@ def _verdict_row(each: Settlement) -> tuple[Any, ...]:
 async def _settle_on_sqlite(
     connection: AsyncConnection, settlements: Sequence[Settlement], *, worker: str
 ) -> dict[UUID, datetime | None]:
-    settled: dict[UUID, datetime | None] = {}
-    for each in settlements:
-        row = (await connection.exec_driver_sql(_SETTLE_SQLITE, _sqlite_verdict(each))).first()
-        if row is not None:
-            settled[each.id] = None if row[0] is None else text_to_time(row[0])
+    verdicts = json.dumps([_sqlite_verdict(each) for each in settlements])
+    rows = (await connection.exec_driver_sql(_SETTLE_SQLITE, (verdicts,))).all()
+    settled = {UUID(row.id): row.due_at and text_to_time(row.due_at) for row in rows}
     history = [
         (e.id, e.token, e.attempt, worker, e.started_at, e.finished_at, e.verdict, e.error)
         for e in settlements
@@ -450,19 +461,10 @@ async def _settle_on_sqlite(
 
 def _sqlite_verdict(each: Settlement) -> tuple[Any, ...]:
     wait = None if each.wait is None else _seconds(each.wait)
-    is_owed = each.wait is not None
-    return (
-        each.state,
-        wait,
-        each.error,
-        each.fingerprint,
-        is_owed,
-        each.id.hex,
-        each.token,
-    )
+    return each.id.hex, each.token, each.state, wait, each.error, each.fingerprint
 
 
-# (delivery, token): a claim, to be compared with the row's.
+# A delivery and the token of its claim, to be compared with the row's.
 Held = tuple[UUID, int]
 
 _OURS_POSTGRESQL = (
@@ -524,13 +526,16 @@ async def _ids(
 
 
 # A running delivery is parked only once its lease has run out.
-_UNSERVED = """callback IN (SELECT name FROM callbacks WHERE last_seen_at < {limit})
+_UNSERVED = """callback IN (SELECT name FROM callbacks WHERE last_seen_at < {before})
     AND (state = 'pending' OR (state = 'running' AND due_at <= {now}))
     AND due_at IS NOT NULL"""
+_UNSERVED_POSTGRESQL = _UNSERVED.format(
+    before="statement_timestamp() - $1::interval", now="statement_timestamp()"
+)
 _PARK_POSTGRESQL = f"""
 WITH unserved AS MATERIALIZED (
     SELECT id, state, token, attempts, worker FROM deliveries
-    WHERE {_UNSERVED.format(limit="statement_timestamp() - $1::interval", now="statement_timestamp()")}
+    WHERE {_UNSERVED_POSTGRESQL}
     LIMIT $2 FOR UPDATE SKIP LOCKED
 ), lost AS (
     INSERT INTO attempts ({_LOST_COLUMNS})
@@ -540,7 +545,10 @@ WITH unserved AS MATERIALIZED (
 UPDATE deliveries SET state = 'parked', due_at = NULL, token = token + 1
 WHERE id = ANY (ARRAY(SELECT id FROM unserved)) RETURNING id
 """
-_UNSERVED_SQLITE = f"SELECT id FROM deliveries WHERE {_UNSERVED.format(limit=SQLITE_LATER, now=SQLITE_NOW)} LIMIT ?"
+_UNSERVED_SQLITE = (
+    f"SELECT id FROM deliveries WHERE {_UNSERVED.format(before=SQLITE_LATER, now=SQLITE_NOW)} "
+    "LIMIT ?"
+)
 _PARK_SQLITE = (
     "UPDATE deliveries SET state = 'parked', due_at = NULL, token = token + 1 "
     "WHERE id IN (SELECT value FROM json_each(?))"
@@ -615,7 +623,7 @@ _SHOWN = (
 async def page(
     connection: AsyncConnection,
     *,
-    filters: Mapping[str, str | None],
+    filters: Mapping[str, Any],
     limit: int,
     before: UUID | None = None,
 ) -> list[Delivery]:
@@ -701,8 +709,11 @@ async def count_unsettled(connection: AsyncConnection) -> dict[tuple[str, str], 
     return {(row[0], row[1]): row[2] for row in await connection.execute(query)}
 
 
-def is_about_data(error: BaseException) -> bool:
-    """Whether the database blames what it was given, so that other rows may fare better."""
-    if isinstance(error, (IntegrityError, DataError)):
-        return True
-    return (sqlstate(error) or "")[:2] in {"22", "23", "54"}
+async def attempts_of(
+    connection: AsyncConnection, delivery_ids: Sequence[UUID]
+) -> Sequence[Row[Any]]:
+    """Give every attempt at these deliveries, in the order in which they ended."""
+    table = _attempts
+    query = table.select().where(table.c.delivery_id.in_(delivery_ids))
+    query = query.order_by(table.c.finished_at, table.c.token)
+    return (await connection.execute(query)).all()

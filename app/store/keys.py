@@ -115,7 +115,7 @@ async def rename(
     note = {"id": new_id(), "at": at, "actor": actor, "action": "account.renamed"}
     await connection.execute(
         AuditRow.__table__.insert().values(  # type: ignore[attr-defined]
-            **note, subject=old, details={"to": new, "rows": moved}
+            **note, subject=f"account:{old}", details={"to": new, "rows": moved}
         )
     )
     return moved

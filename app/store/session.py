@@ -17,6 +17,9 @@ from sqlalchemy.pool import NullPool
 
 from app.errors import ConfigError
 
+# SQLSTATE classes that blame the data: 22 data, 23 integrity, 54 program limits.
+_DATA_CLASSES = ("22", "23", "54")
+
 DEFAULT_SCHEMA = "atlas_receiver"
 
 # As other drivers spell it.
@@ -234,6 +237,23 @@ def sqlstate(error: BaseException) -> str | None:
     original = getattr(error, "orig", error)
     code = getattr(original, "sqlstate", None)
     return code if isinstance(code, str) else None
+
+
+def blames_data(error: BaseException) -> bool:
+    """True if the database, or its driver, refused a value rather than the transaction."""
+    code = sqlstate(error)
+    if code is not None:
+        return code.startswith(_DATA_CLASSES)
+    cause = getattr(error, "orig", None) or error
+    # A certificate that does not fit is a ValueError, too, and no fault of the data.
+    if is_disconnect(cause):
+        return False
+    names = {kind.__name__ for kind in type(cause).__mro__}
+    # The drivers raise these before a server sees the value: lone surrogates, integers
+    # beyond 64 bits, documents that JSON cannot write.
+    return bool(names & {"UnicodeError", "OverflowError", "IntegrityError", "DataError"}) or (
+        isinstance(cause, ValueError)
+    )
 
 
 # What the other packages call a connection; only this one knows whose it is.

@@ -55,7 +55,7 @@ def reader(request: Request) -> Consumer:
     consumer = None
     if scheme.lower() == "bearer":
         # Starlette reads headers as latin-1; this gives back the bytes that were sent.
-        consumer = tokens.recognise(token.strip().encode("latin-1"))
+        consumer = tokens.recognise(token.strip(" \t").encode("latin-1"))
     if consumer is None:
         raise HTTPException(
             401, "This needs a token of API_TOKENS.", headers={"WWW-Authenticate": "Bearer"}

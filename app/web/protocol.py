@@ -32,6 +32,7 @@ class Protocol(HttpToolsProtocol):
     # What arrived of a head that is not complete yet, and what its lines came to.
     _head_bytes: int = 0
     _line_bytes: int = 0
+    _is_in_body: bool = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request at once."""
@@ -56,18 +57,24 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Count the lines of each request by themselves."""
         self._line_bytes = 0
+        self._is_in_body = False
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one line of the head, or of what follows a chunked body."""
+        """Take one line of the head; what follows a chunked body is counted and dropped.
+
+        Some servers drop it and others do not, so it must not decide anything.
+        """
         self._line_bytes += len(name) + len(value)
         if self._line_bytes > MAX_HEAD_BYTES:
             raise ValueError("the lines of the head are too many")
-        super().on_header(name, value)
+        if not self._is_in_body:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Leave the rest of the request to the application and its own deadlines."""
         self._head_is_here()
+        self._is_in_body = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

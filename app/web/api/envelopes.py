@@ -75,6 +75,9 @@ async def _find(
     database: Database, envelope_id: str, *, consumer: Consumer, account: str | None
 ) -> Any:
     """Find the one row that is meant; what the consumer may not see is not there."""
+    if "\x00" in envelope_id:
+        # No id holds a NUL, and PostgreSQL does not even let one be asked for.
+        raise HTTPException(404, "There is no envelope with a NUL in its id.")
     async with database.begin(limit=READ_LIMIT, is_reading=True) as connection:
         rows = await envelopes.find(connection, envelope_id, accounts=consumer.accounts)
     if account is not None:

@@ -7,8 +7,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from app.intake.queue import blames_data
-from app.store.session import is_disconnect, sqlstate
+from app.store.session import blames_data, is_disconnect, sqlstate
 
 
 class _WithCode(Exception):

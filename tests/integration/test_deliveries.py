@@ -1,0 +1,750 @@
+"""Deliveries in the database: claimed by one, in order, for a time; settled by who claimed them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from app.store import callbacks, deliveries
+from app.store.callbacks import Subscription
+from app.store.deliveries import Claim, Delivery, Room, Settlement
+from app.store.ids import first_id_at, new_id
+from tests.integration.ledger import LEASE, PATIENCE, WORKER, Ledger, until
+
+MINUTE = timedelta(minutes=1)
+PAST = timedelta(minutes=20)
+
+
+@pytest.fixture(name="ledger")
+async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
+    ledger = Ledger(database_url)
+    await ledger.register("file")
+    yield ledger
+    await ledger.database.close()
+
+
+@pytest.fixture(name="postgres_ledger")
+async def _postgres_ledger(postgres_url: str) -> AsyncIterator[Ledger]:
+    ledger = Ledger(postgres_url)
+    await ledger.register("file")
+    yield ledger
+    await ledger.database.close()
+
+
+def verdict_on(claim: Claim, verdict: str = "done", **changes: Any) -> Settlement:
+    state = {"done": "done", "failed": "pending", "dead": "dead"}[verdict]
+    values: dict[str, Any] = {
+        "id": claim.id,
+        "token": claim.token,
+        "attempt": claim.attempt,
+        "verdict": verdict,
+        "state": state,
+        "wait": MINUTE if verdict == "failed" else None,
+        "error": None if verdict == "done" else "ValueError: no",
+        "fingerprint": None if verdict == "done" else "0123456789abcdef",
+        "started_at": datetime.now(UTC),
+        "finished_at": datetime.now(UTC),
+    }
+    return Settlement(**(values | changes))
+
+
+async def settle(ledger: Ledger, *settlements: Settlement) -> dict[UUID, datetime | None]:
+    async with ledger.transaction() as connection:
+        return await deliveries.settle(connection, settlements, worker=WORKER)
+
+
+class TestEnqueue:
+    async def test_a_delivery_is_due_at_once(self, ledger: Ledger) -> None:
+        delivery_id = await ledger.owe_one("file", envelope="env_9", sequence=7)
+
+        (owed,) = await ledger.deliveries()
+
+        assert delivery_id == owed.id
+        assert ("file", "default", "env_9", 7) == (
+            owed.callback,
+            owed.account,
+            owed.envelope_id,
+            owed.sequence,
+        )
+        assert ("pending", 0, 1) == (owed.state, owed.attempts, owed.generation)
+        assert owed.due_at == owed.created_at
+        assert abs(owed.created_at - datetime.now(UTC)) < MINUTE
+
+    async def test_what_is_owed_already_stays_as_it_is(self, ledger: Ledger) -> None:
+        event = await ledger.record()
+        first = await ledger.owe_one("file", event=event)
+        await ledger.claim()
+
+        again = await ledger.owe_one("file", event=event)
+
+        assert first == again
+        assert ["running"] == await ledger.states()
+
+    async def test_owing_nothing_is_fine(self, ledger: Ledger) -> None:
+        async with ledger.transaction() as connection:
+            await deliveries.enqueue(connection, [])
+
+        assert [] == await ledger.deliveries()
+
+
+class TestClaim:
+    async def test_a_claim_is_a_lease_and_counts_the_attempt(self, ledger: Ledger) -> None:
+        delivery_id = await ledger.owe_one()
+
+        (claim,) = await ledger.claim(lease=MINUTE)
+
+        row = await ledger.delivery(delivery_id)
+        assert (delivery_id, 1, 1, 0) == (claim.id, claim.token, claim.attempt, claim.spent)
+        assert ("running", 1, WORKER) == (row.state, row.attempts, row.worker)
+        assert row.due_at is not None
+        assert timedelta(0) < row.due_at - datetime.now(UTC) <= MINUTE
+
+    async def test_nobody_else_gets_it(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+
+        claims = [await ledger.claim(), await ledger.claim(worker="worker-2")]
+
+        assert [1, 0] == [len(each) for each in claims]
+
+    async def test_two_claims_at_once_never_share_a_row(self, ledger: Ledger) -> None:
+        for number in range(60):
+            await ledger.owe_one(envelope=f"env_{number}")
+
+        claims = await asyncio.gather(*(ledger.claim(limit=20) for _ in range(3)))
+
+        ids = [claim.id for batch in claims for claim in batch]
+        assert len(ids) == len(set(ids))
+        assert len(ids) + len(await ledger.claim(limit=100)) == 60
+
+    async def test_a_locked_row_is_passed_over(self, postgres_ledger: Ledger) -> None:
+        """A claim that waited would hold up every other delivery behind one."""
+        held = await postgres_ledger.owe_one(envelope="env_1")
+        free = await postgres_ledger.owe_one(envelope="env_2")
+
+        async with postgres_ledger.transaction() as connection:
+            await deliveries.lock(connection, held)
+            claims = await postgres_ledger.claim()
+
+        assert [free] == [claim.id for claim in claims]
+
+    async def test_the_longest_due_come_first_and_no_more_than_asked_for(
+        self, ledger: Ledger
+    ) -> None:
+        owed = [await ledger.owe_one(envelope=f"env_{n}") for n in range(3)]
+        await ledger.shift("deliveries", "due_at", -MINUTE, envelope_id="env_2")
+
+        claims = await ledger.claim(limit=1)
+
+        assert [owed[2]] == [claim.id for claim in claims]
+
+    async def test_each_callback_has_its_own_room(self, ledger: Ledger) -> None:
+        await ledger.register("mail", "file")
+        for number in range(3):
+            await ledger.owe("file", "mail", envelope=f"env_{number}")
+
+        claims = await ledger.claim("file", "mail", limit=2)
+
+        assert ["file", "file", "mail", "mail"] == sorted(claim.callback for claim in claims)
+
+    async def test_what_is_due_later_and_what_others_serve_stays(self, ledger: Ledger) -> None:
+        await ledger.register("mail")
+        await ledger.owe_one("mail")
+        await ledger.owe_one("file")
+        await ledger.shift("deliveries", "due_at", MINUTE, callback="file")
+
+        assert [] == await ledger.claim("file")
+
+    async def test_a_paused_callback_is_not_served(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        await ledger.change("UPDATE callbacks SET paused_at = last_seen_at")
+
+        assert [] == await ledger.claim()
+
+        await ledger.change("UPDATE callbacks SET paused_at = NULL")
+        assert 1 == len(await ledger.claim())
+
+    async def test_a_lost_lease_is_claimed_again_and_stands_in_the_history(
+        self, ledger: Ledger
+    ) -> None:
+        delivery_id = await ledger.owe_one()
+        await ledger.claim(worker="worker-that-dies")
+        await ledger.shift("deliveries", "due_at", -MINUTE)
+
+        (claim,) = await ledger.claim()
+
+        (lost,) = await ledger.attempts(delivery_id)
+        assert (2, 2) == (claim.token, claim.attempt)
+        assert ("lost", 1, 1) == (lost.verdict, lost.token, lost.number)
+        assert "worker-that-dies" == lost.worker
+        assert lost.started_at is None
+
+    async def test_leases_begin_when_the_statement_does(self, postgres_ledger: Ledger) -> None:
+        """The clock of a transaction stands still; a lease that starts in the past is none."""
+        await postgres_ledger.owe_one()
+        async with postgres_ledger.transaction() as connection:
+            await connection.exec_driver_sql("SELECT pg_sleep(0.5)")
+            rooms = [Room("file", 1, is_ordered=True)]
+            await deliveries.claim(
+                connection, rooms, worker=WORKER, lease=MINUTE, patience=PATIENCE
+            )
+            left = "SELECT due_at - now() FROM deliveries"
+            lease = (await connection.exec_driver_sql(left)).scalar_one()
+
+        assert lease >= MINUTE + timedelta(seconds=0.5)
+
+    async def test_the_plan_uses_the_index_of_what_is_owed(self, postgres_ledger: Ledger) -> None:
+        """A million finished rows must not be in the way of a claim."""
+        await postgres_ledger.change(
+            "INSERT INTO deliveries (id, event_id, callback, account, state, created_at) "
+            "SELECT gen_random_uuid(), gen_random_uuid(), 'file', 'default', 'done', now() "
+            "FROM generate_series(1, 50000)"
+        )
+        await postgres_ledger.change("ANALYZE deliveries")
+        statement = deliveries._CLAIM_POSTGRESQL
+        types = "text[], int4[], bool[], text, interval, interval"
+        async with postgres_ledger.transaction() as connection:
+            await connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
+            await connection.exec_driver_sql(f"PREPARE claim ({types}) AS {statement}")
+            explain = "EXPLAIN EXECUTE claim ('{file}', '{64}', '{t}', 'w', '30 s', '15 min')"
+            plan = "\n".join((await connection.exec_driver_sql(explain)).scalars())
+
+        assert 1 == plan.count("deliveries_due_idx")
+        assert 2 == plan.count("deliveries_order_idx")
+        assert "deliveries_pkey" in plan
+        assert "Seq Scan on deliveries" not in plan
+
+
+class TestOrder:
+    """Events of one envelope reach one callback one after the other."""
+
+    async def test_a_later_one_waits_for_the_earlier(self, ledger: Ledger) -> None:
+        second = await ledger.owe_one(sequence=2)
+        first = await ledger.owe_one(sequence=1)
+
+        (claim,) = await ledger.claim()
+
+        assert first == claim.id
+        assert [] == await ledger.claim()
+        await settle(ledger, verdict_on(claim))
+        assert [second] == [each.id for each in await ledger.claim()]
+
+    async def test_it_waits_also_while_the_earlier_one_backs_off(self, ledger: Ledger) -> None:
+        await ledger.owe_one(sequence=1)
+        await ledger.owe_one(sequence=2)
+        (claim,) = await ledger.claim()
+
+        await settle(ledger, verdict_on(claim, "failed"))
+
+        assert [] == await ledger.claim()
+
+    async def test_others_are_never_held_up(self, ledger: Ledger) -> None:
+        """Neither other envelopes, nor other accounts, nor other callbacks."""
+        await ledger.register("mail")
+        await ledger.owe("file", "mail", sequence=1)
+        (claim,) = await ledger.claim("file")
+        await settle(ledger, verdict_on(claim, "failed"))
+        other_envelope = await ledger.owe_one(envelope="env_2", sequence=2)
+        other_account = await ledger.owe_one(account="acme", sequence=2)
+
+        claims = await ledger.claim("file")
+
+        assert {other_envelope, other_account} == {each.id for each in claims}
+        assert 1 == len(await ledger.claim("mail"))
+
+    async def test_events_about_no_envelope_have_no_order(self, ledger: Ledger) -> None:
+        await ledger.owe_one(envelope=None, sequence=None)
+        await ledger.owe_one(envelope=None, sequence=None)
+
+        assert 2 == len(await ledger.claim())
+
+    async def test_a_callback_without_order_gets_all_at_once(self, ledger: Ledger) -> None:
+        await ledger.owe_one(sequence=1)
+        await ledger.owe_one(sequence=2)
+
+        assert 2 == len(await ledger.claim(is_ordered=False))
+
+    async def test_who_has_waited_too_long_overtakes(self, ledger: Ledger) -> None:
+        failing = await ledger.owe_one(sequence=1)
+        patient = await ledger.owe_one(sequence=2)
+        (claim,) = await ledger.claim()
+        await settle(ledger, verdict_on(claim, "failed"))
+        await ledger.shift("deliveries", "created_at", -PAST)
+
+        claims = await ledger.claim(patience=PATIENCE)
+
+        assert [patient] == [each.id for each in claims]
+        assert failing == claim.id
+
+    async def test_who_is_overtaken_waits_for_the_end_of_that(self, ledger: Ledger) -> None:
+        """Never two at once: else the earlier one could not know that it comes late."""
+        overtaken = await ledger.owe_one(sequence=1)
+        await ledger.owe_one(sequence=2)
+        (claim,) = await ledger.claim()
+        await settle(ledger, verdict_on(claim, "failed"))
+        await ledger.shift("deliveries", "created_at", -PAST)
+        (overtaking,) = await ledger.claim()
+        await ledger.make_due()
+
+        assert [] == await ledger.claim()
+        await settle(ledger, verdict_on(overtaking))
+        assert [overtaken] == [each.id for each in await ledger.claim()]
+
+    async def test_a_lost_worker_blocks_neither_way(self, ledger: Ledger) -> None:
+        await ledger.owe_one(sequence=1)
+        await ledger.owe_one(sequence=2)
+        await ledger.change(
+            "UPDATE deliveries SET state = 'running', attempts = 1 WHERE sequence = 2"
+        )
+        await ledger.shift("deliveries", "due_at", -MINUTE)
+
+        (first,) = await ledger.claim()
+        await settle(ledger, verdict_on(first))
+        (second,) = await ledger.claim()
+
+        assert [1, 2] == [(await ledger.delivery(c.id)).sequence for c in (first, second)]
+
+    async def test_an_old_backlog_is_worked_off_in_order(self, ledger: Ledger) -> None:
+        """After an outage everything has waited too long; that is no reason to mix it up."""
+        owed = [await ledger.owe_one(sequence=n) for n in (1, 2, 3)]
+        await ledger.shift("deliveries", "created_at", -PAST)
+
+        served = []
+        while claims := await ledger.claim():
+            served.append([each.id for each in claims])
+            await settle(ledger, *(verdict_on(each) for each in claims))
+
+        assert [[each] for each in owed] == served
+
+    @pytest.mark.parametrize("end", ["dead", "discarded", "parked"])
+    async def test_what_is_not_owed_any_more_blocks_nobody(self, ledger: Ledger, end: str) -> None:
+        first = await ledger.owe_one(sequence=1)
+        second = await ledger.owe_one(sequence=2)
+        await ledger.change(
+            "UPDATE deliveries SET state = :state, due_at = NULL WHERE sequence = 1", state=end
+        )
+
+        claims = await ledger.claim()
+
+        assert [second] == [claim.id for claim in claims]
+        assert first not in {claim.id for claim in claims}
+
+
+class TestLoad:
+    async def load(self, ledger: Ledger, *ids: UUID) -> deliveries.Decoded:
+        async with ledger.transaction() as connection:
+            contents = await deliveries.load(connection, ids)
+        return deliveries.decode(contents[ids[0]])
+
+    async def test_gives_event_bytes_and_envelope_in_one_query(self, ledger: Ledger) -> None:
+        await ledger.envelope(status="signed", fields_status="ready", parties=[{"name": "Ada"}])
+        event = await ledger.record(body=b'{"n": 1}')
+        delivery_id = await ledger.owe_one(event=event)
+
+        found = await self.load(ledger, delivery_id)
+
+        assert found.event is not None
+        assert found.envelope is not None
+        assert (event, "envelope.signed") == (found.event["id"], found.event["type"])
+        assert isinstance(found.event["received_at"], datetime)
+        assert ("signed", [{"name": "Ada"}]) == (
+            found.envelope["status"],
+            found.envelope["parties"],
+        )
+        assert found.envelope["disputed"] is False
+        assert "marks" not in found.envelope
+        assert b'{"n": 1}' == found.body
+        assert not found.is_late
+
+    async def test_what_is_gone_is_none(self, ledger: Ledger) -> None:
+        pruned = await ledger.owe_one(body=None)
+
+        found = await self.load(ledger, pruned)
+
+        assert found.body is None
+        assert found.envelope is None
+
+    async def test_a_delivery_whose_event_is_gone_is_still_claimable(self, ledger: Ledger) -> None:
+        delivery_id = await ledger.owe_one(event=new_id())
+
+        found = await self.load(ledger, delivery_id)
+
+        assert found.event is None
+
+    async def test_one_is_late_once_a_later_one_is_done(self, ledger: Ledger) -> None:
+        await ledger.register("mail")
+        first, mailed = await ledger.owe("file", "mail", sequence=1)
+        await ledger.owe_one(sequence=2)
+        claims = await ledger.claim(is_ordered=False)
+        later = next(claim for claim in claims if claim.id != first)
+
+        assert not (await self.load(ledger, first)).is_late
+        await settle(ledger, verdict_on(later))
+
+        assert (await self.load(ledger, first)).is_late
+        assert not (await self.load(ledger, mailed)).is_late
+        assert not (await self.load(ledger, later.id)).is_late
+
+
+class TestSettle:
+    async def test_a_done_delivery_owes_nothing(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        (claim,) = await ledger.claim()
+
+        answer = await settle(ledger, verdict_on(claim))
+
+        row = await ledger.delivery(claim.id)
+        (history,) = await ledger.attempts()
+        assert {claim.id: None} == answer
+        assert ("done", None, None) == (row.state, row.due_at, row.last_error)
+        assert row.settled_at is not None
+        assert ("done", 1, WORKER) == (history.verdict, history.number, history.worker)
+        assert history.started_at is not None
+
+    async def test_a_failed_one_is_due_again_after_its_wait(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        (claim,) = await ledger.claim()
+
+        answer = await settle(ledger, verdict_on(claim, "failed"))
+
+        row = await ledger.delivery(claim.id)
+        assert ("pending", "ValueError: no", "0123456789abcdef") == (
+            row.state,
+            row.last_error,
+            row.fingerprint,
+        )
+        assert row.due_at == answer[claim.id]
+        assert row.due_at is not None
+        assert abs(row.due_at - datetime.now(UTC) - MINUTE) < timedelta(seconds=30)
+        assert row.settled_at is None
+
+    async def test_success_clears_the_error_of_an_earlier_attempt(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        (claim,) = await ledger.claim()
+        await settle(ledger, verdict_on(claim, "failed", wait=timedelta(0)))
+        (again,) = await ledger.claim()
+
+        await settle(ledger, verdict_on(again))
+
+        row = await ledger.delivery(claim.id)
+        assert (None, None, 2) == (row.last_error, row.fingerprint, row.attempts)
+        assert ["failed", "done"] == await ledger.verdicts()
+
+    async def test_many_are_settled_in_one_statement(self, ledger: Ledger) -> None:
+        for number in range(50):
+            await ledger.owe_one(envelope=f"env_{number}")
+        claims = await ledger.claim(limit=50)
+
+        await settle(ledger, *(verdict_on(claim) for claim in claims))
+
+        assert {"done"} == set(await ledger.states())
+        assert 50 == len(await ledger.attempts())
+
+    async def test_the_verdict_of_a_zombie_is_thrown_away(self, ledger: Ledger) -> None:
+        await ledger.owe_one(envelope="env_1")
+        await ledger.owe_one(envelope="env_2")
+        zombie, honest = sorted(await ledger.claim(), key=lambda claim: claim.id)
+        await ledger.shift("deliveries", "due_at", -MINUTE, envelope_id="env_1")
+        (claim,) = await ledger.claim(worker="worker-2")
+
+        answer = await settle(ledger, verdict_on(zombie, "dead"), verdict_on(honest))
+
+        assert {honest.id} == set(answer)
+        assert "running" == (await ledger.delivery(zombie.id)).state
+        assert ["lost"] == await ledger.verdicts(zombie.id)
+        await settle(ledger, verdict_on(claim))
+        assert "done" == (await ledger.delivery(zombie.id)).state
+
+    async def test_an_error_may_hold_any_text(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        (claim,) = await ledger.claim()
+        error = "Fehler: \N{SNOWMAN} \U0001f41b 'quoted' \"twice\" \\ \n {}"
+
+        await settle(ledger, verdict_on(claim, "dead", error=error))
+
+        assert error == (await ledger.delivery(claim.id)).last_error
+
+
+class TestLease:
+    async def test_renewal_begins_it_anew(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        (claim,) = await ledger.claim(lease=timedelta(seconds=1))
+
+        async with ledger.transaction() as connection:
+            held = [(claim.id, claim.token), (new_id(), 1)]
+            ours = await deliveries.renew(connection, held, lease=MINUTE)
+
+        row = await ledger.delivery(claim.id)
+        assert {claim.id} == ours
+        assert row.due_at is not None
+        assert row.due_at - datetime.now(UTC) > timedelta(seconds=30)
+
+    async def test_who_lost_it_is_told_so(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        (claim,) = await ledger.claim()
+        await ledger.shift("deliveries", "due_at", -MINUTE)
+        await ledger.claim(worker="worker-2")
+
+        async with ledger.transaction() as connection:
+            ours = await deliveries.renew(connection, [(claim.id, claim.token)], lease=LEASE)
+
+        assert set() == ours
+
+    async def test_what_is_given_back_was_never_claimed(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        (claim,) = await ledger.claim()
+
+        async with ledger.transaction() as connection:
+            await deliveries.release(connection, [(claim.id, claim.token)])
+
+        row = await ledger.delivery(claim.id)
+        (again,) = await ledger.claim()
+        assert ("pending", 0) == (row.state, row.attempts)
+        assert (1, 2) == (again.attempt, again.token)
+        assert [] == await ledger.attempts()
+
+
+class TestPark:
+    async def park(self, ledger: Ledger, *, limit: int = 100) -> int:
+        async with ledger.transaction() as connection:
+            return await deliveries.park(connection, after=10 * MINUTE, limit=limit)
+
+    async def test_what_nobody_serves_is_set_aside(self, ledger: Ledger) -> None:
+        await ledger.register("mail")
+        gone, served = await ledger.owe("file", "mail")
+        await ledger.shift("callbacks", "last_seen_at", -11 * MINUTE, name="file")
+
+        assert 1 == await self.park(ledger)
+
+        row = await ledger.delivery(gone)
+        assert ("parked", None) == (row.state, row.due_at)
+        assert "pending" == (await ledger.delivery(served)).state
+        assert 0 == await self.park(ledger)
+
+    async def test_a_running_attempt_is_left_to_its_lease(self, ledger: Ledger) -> None:
+        delivery_id = await ledger.owe_one()
+        (claim,) = await ledger.claim()
+        await ledger.shift("callbacks", "last_seen_at", -11 * MINUTE)
+
+        assert 0 == await self.park(ledger)
+        await ledger.shift("deliveries", "due_at", -MINUTE)
+        assert 1 == await self.park(ledger)
+
+        assert ["lost"] == await ledger.verdicts(delivery_id)
+        assert {} == await settle(ledger, verdict_on(claim))
+
+    async def test_only_so_many_at_once(self, ledger: Ledger) -> None:
+        for number in range(3):
+            await ledger.owe_one(envelope=f"env_{number}")
+        await ledger.shift("callbacks", "last_seen_at", -11 * MINUTE)
+
+        assert [2, 1, 0] == [await self.park(ledger, limit=2) for _ in range(3)]
+
+    async def test_it_comes_back_when_the_callback_does(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        await ledger.shift("callbacks", "last_seen_at", -11 * MINUTE)
+        await self.park(ledger)
+
+        await ledger.register("file")
+
+        assert 1 == len(await ledger.claim())
+
+    async def test_a_heart_beat_brings_back_what_was_parked_meanwhile(self, ledger: Ledger) -> None:
+        """One process may park while another, whose beat it has not seen, registers."""
+        await ledger.owe_one()
+        await ledger.change("UPDATE deliveries SET state = 'parked', due_at = NULL")
+
+        async with ledger.transaction() as connection:
+            unparked = [await callbacks.unpark(connection, ["file"]) for _ in range(2)]
+
+        assert [1, 0] == unparked
+        assert ["pending"] == await ledger.states()
+
+
+class TestRegister:
+    async def read(self, ledger: Ledger) -> list[Subscription]:
+        async with ledger.transaction() as connection:
+            return await callbacks.read(connection)
+
+    async def test_intake_reads_what_was_registered(self, ledger: Ledger) -> None:
+        options = {"timeout": 30.0}
+        wanted = Subscription("mail", ("envelope.signed", "contract.*"), "acme", options)
+        async with ledger.transaction() as connection:
+            await callbacks.register(connection, [wanted])
+
+        found = await self.read(ledger)
+
+        assert [Subscription("file", ("*",)), wanted] == found
+        assert options == found[1].options
+
+    async def test_the_first_time_is_kept_and_the_rest_is_taken_over(self, ledger: Ledger) -> None:
+        await ledger.shift("callbacks", "first_seen_at", -MINUTE)
+        await ledger.shift("callbacks", "last_seen_at", -MINUTE)
+
+        await ledger.register("file", patterns=["envelope.signed"])
+
+        async with ledger.transaction() as connection:
+            (row,) = await callbacks.read_all(connection, unserved_after=10 * MINUTE)
+        assert ("envelope.signed",) == row.subscription.patterns
+        assert row.last_seen_at - row.first_seen_at > MINUTE / 2
+        assert row.is_served
+
+    async def test_a_heart_beat_says_who_must_register_first(self, ledger: Ledger) -> None:
+        await ledger.shift("callbacks", "last_seen_at", -11 * MINUTE)
+
+        async with ledger.transaction() as connection:
+            answers = [
+                await callbacks.touch(connection, ["file"]),
+                await callbacks.touch(connection, ["file", "mail"]),
+            ]
+            (row,) = await callbacks.read_all(connection, unserved_after=10 * MINUTE)
+
+        assert [True, False] == answers
+        assert row.is_served
+
+    async def test_two_processes_at_once_do_not_block_each_other(self, ledger: Ledger) -> None:
+        await asyncio.gather(*(ledger.register("a", "b", "c") for _ in range(3)))
+        await asyncio.gather(*(ledger.register("c", "b", "a") for _ in range(3)))
+
+        assert ["a", "b", "c", "file"] == [each.name for each in await self.read(ledger)]
+
+
+class TestSweep:
+    """Who is owed what was recorded while intake did not know the callback yet."""
+
+    async def sweep(
+        self, ledger: Ledger, *, every: timedelta = timedelta(0), limit: int = 10_000
+    ) -> callbacks.Swept:
+        async with ledger.transaction() as connection:
+            return await callbacks.sweep(connection, every=every, limit=limit)
+
+    async def owed(self, ledger: Ledger) -> list[tuple[str, UUID]]:
+        return sorted((d.callback, d.event_id) for d in await ledger.deliveries())
+
+    async def test_what_is_missing_is_owed_once(self, ledger: Ledger) -> None:
+        event = await ledger.record(sequence=4)
+
+        owed = [(await self.sweep(ledger)).owed for _ in range(3)]
+
+        (delivery,) = await ledger.deliveries()
+        assert [1, 0, 0] == owed
+        assert (event, "env_1", 4) == (delivery.event_id, delivery.envelope_id, delivery.sequence)
+
+    async def test_two_replicas_at_once_owe_it_once(self, ledger: Ledger) -> None:
+        for number in range(20):
+            await ledger.record(sequence=number)
+
+        await asyncio.gather(*(self.sweep(ledger) for _ in range(2)))
+
+        assert 20 == len(await ledger.deliveries())
+
+    async def test_what_was_swept_a_moment_ago_is_left_alone(self, ledger: Ledger) -> None:
+        await self.sweep(ledger)
+        await ledger.record()
+
+        swept = await self.sweep(ledger, every=MINUTE)
+
+        assert 0 == swept.owed
+
+    async def test_only_the_types_that_the_patterns_name(self, ledger: Ledger) -> None:
+        await ledger.register("exact", patterns=["envelope.signed", "a_b"])
+        await ledger.register("prefix", patterns=["envelope.*"])
+        await ledger.register("own", patterns=["receiver.dead"])
+        types = ["envelope.signed", "envelopes.signed", "aXb", "contract.extracted"]
+        events = {each: await ledger.record(each, envelope=None) for each in types}
+        events["receiver.dead"] = await ledger.record("receiver.dead", envelope=None)
+        await ledger.record(None, envelope=None)
+
+        await self.sweep(ledger)
+
+        wanted = [("file", events[each]) for each in types]
+        wanted += [(name, events["envelope.signed"]) for name in ("exact", "prefix")]
+        wanted += [("own", events["receiver.dead"])]
+        assert sorted(wanted) == await self.owed(ledger)
+
+    async def test_only_the_account_asked_for(self, ledger: Ledger) -> None:
+        await ledger.change("UPDATE callbacks SET account = 'acme'")
+        await ledger.record(account="default")
+        event = await ledger.record(account="acme")
+
+        await self.sweep(ledger)
+
+        assert [("file", event)] == await self.owed(ledger)
+
+    @pytest.mark.parametrize("effect", ["conflict", "quarantined", "refreshed"])
+    async def test_what_changed_nothing_is_owed_to_nobody(
+        self, ledger: Ledger, effect: str
+    ) -> None:
+        await ledger.record(effect=effect)
+
+        assert 0 == (await self.sweep(ledger)).owed
+
+    async def test_what_came_before_the_first_registration_is_not_owed(
+        self, ledger: Ledger
+    ) -> None:
+        before = datetime.now(UTC) - MINUTE / 2
+        event_id = UUID(int=first_id_at(before.timestamp()).int + 1)
+        await ledger.record(received_at=before, event_id=event_id)
+
+        assert 0 == (await self.sweep(ledger)).owed
+
+    async def test_a_request_under_way_at_registration_is_owed(self, ledger: Ledger) -> None:
+        """It was received before, and committed after: intake could not know."""
+        await ledger.record(received_at=datetime.now(UTC) - timedelta(seconds=2))
+
+        assert 1 == (await self.sweep(ledger)).owed
+
+    async def test_a_commit_that_took_long_is_found(self, ledger: Ledger) -> None:
+        """Ids are made at receipt, so an event may appear behind the place swept last."""
+        await ledger.shift("callbacks", "first_seen_at", -MINUTE)
+        await self.sweep(ledger)
+        received = datetime.now(UTC) - timedelta(seconds=20)
+        event_id = UUID(int=first_id_at(received.timestamp()).int + 1)
+        await ledger.record(received_at=received, event_id=event_id)
+
+        assert 1 == (await self.sweep(ledger)).owed
+
+    async def test_a_long_absence_is_made_good_piece_by_piece(self, ledger: Ledger) -> None:
+        long_ago = datetime.now(UTC) - timedelta(hours=2)
+        await ledger.shift("callbacks", "first_seen_at", timedelta(hours=-3))
+        await ledger.shift("callbacks", "swept_at", timedelta(hours=-3))
+        for number in range(10):
+            at = long_ago + number * MINUTE
+            event_id = UUID(int=first_id_at(at.timestamp()).int + 1)
+            await ledger.record(received_at=at, event_id=event_id, sequence=number)
+
+        swept = await self.sweep(ledger, limit=4)
+
+        assert (5, True) == (swept.owed, swept.is_behind)
+        while (await self.sweep(ledger, limit=4)).is_behind:
+            pass
+        assert 10 == len(await ledger.deliveries())
+
+
+class TestPage:
+    async def test_the_newest_come_first_and_a_page_continues(self, ledger: Ledger) -> None:
+        owed = [await ledger.owe_one(envelope=f"env_{n}") for n in range(3)]
+
+        async with ledger.transaction() as connection:
+            first = await deliveries.page(connection, filters={}, limit=2)
+            rest = await deliveries.page(connection, filters={}, limit=2, before=first[-1].id)
+
+        assert owed[::-1] == [d.id for d in [*first, *rest]]
+        assert isinstance(first[0], Delivery)
+        assert "envelope.signed" == first[0].event_type
+
+
+async def test_a_poll_of_sqlite_asks_before_it_locks(sqlite_url: str) -> None:
+    ledger = Ledger(sqlite_url)
+    await ledger.register("file")
+
+    async def is_any_due() -> bool:
+        async with ledger.database.begin(limit=MINUTE, is_reading=True) as connection:
+            return await deliveries.is_any_due(connection, ["file"])
+
+    assert not await is_any_due()
+    await ledger.owe_one()
+    await until(is_any_due)
+    await ledger.database.close()

@@ -1,0 +1,194 @@
+"""What an operator may do about a delivery, and what is written down of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import NoReturn
+
+import pytest
+
+from app.callbacks import Callbacks, Event
+from app.dispatch import control
+from app.errors import NotAllowed, NotFound
+from app.store.deliveries import Claim
+from tests.integration.ledger import Ledger, until
+
+ACTOR = "ada"
+
+
+@pytest.fixture(name="ledger")
+async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
+    ledger = Ledger(database_url)
+    await ledger.register("file")
+    yield ledger
+    await ledger.database.close()
+
+
+async def in_state(ledger: Ledger, state: str) -> str:
+    delivery_id = await ledger.owe_one(envelope=f"env_{state}")
+    due_at = "due_at" if state in {"pending", "running"} else "NULL"
+    await ledger.change(
+        f"UPDATE deliveries SET state = :state, due_at = {due_at}, attempts = 12 "  # noqa: S608
+        "WHERE envelope_id = :envelope_id",
+        state=state,
+        envelope_id=f"env_{state}",
+    )
+    return str(delivery_id)
+
+
+class TestList:
+    async def test_pages_follow_each_other(self, ledger: Ledger) -> None:
+        owed = [await ledger.owe_one(envelope=f"env_{n}") for n in range(5)]
+
+        pages = [await control.list_deliveries(ledger.database, limit=2)]
+        while (cursor := pages[-1].next_cursor) is not None:
+            pages.append(await control.list_deliveries(ledger.database, limit=2, cursor=cursor))
+
+        assert [2, 2, 1] == [len(page.items) for page in pages]
+        assert owed[::-1] == [item.id for page in pages for item in page.items]
+
+    async def test_filters_narrow(self, ledger: Ledger) -> None:
+        await ledger.register("mail")
+        await ledger.owe("file", "mail", envelope="env_1")
+        await ledger.owe_one("file", envelope="env_2", account="acme")
+        await in_state(ledger, "dead")
+
+        found = [
+            len((await control.list_deliveries(ledger.database, **wanted)).items)  # type: ignore[arg-type]
+            for wanted in (
+                {},
+                {"state": "dead"},
+                {"callback": "mail"},
+                {"envelope_id": "env_1"},
+                {"account": "acme"},
+            )
+        ]
+
+        assert [4, 1, 1, 2, 1] == found
+
+    async def test_what_is_misspelt_is_explained(self, ledger: Ledger) -> None:
+        with pytest.raises(NotFound, match="the states are pending, running"):
+            await control.list_deliveries(ledger.database, state="failed")
+        with pytest.raises(NotFound, match="is not the id of a cursor"):
+            await control.list_deliveries(ledger.database, cursor="2")
+
+
+class TestRetry:
+    @pytest.mark.parametrize("state", ["dead", "discarded", "pending"])
+    async def test_makes_it_due_now_with_a_fresh_round(self, ledger: Ledger, state: str) -> None:
+        delivery_id = await in_state(ledger, state)
+
+        before = await control.retry(ledger.database, delivery_id, actor=ACTOR)
+
+        (claim,) = await ledger.claim()
+        assert state == before.state
+        assert (delivery_id, 13, 12) == (str(claim.id), claim.attempt, claim.spent)
+
+    @pytest.mark.parametrize(
+        "state, words",
+        [("done", "new generation"), ("running", "right now"), ("parked", "no process serves")],
+    )
+    async def test_what_it_cannot_do_is_explained(
+        self, ledger: Ledger, state: str, words: str
+    ) -> None:
+        delivery_id = await in_state(ledger, state)
+
+        with pytest.raises(NotAllowed, match=words):
+            await control.retry(ledger.database, delivery_id, actor=ACTOR)
+
+        assert [] == await ledger.audit()
+
+    @pytest.mark.parametrize("wrong", ["7", "01890a5d-ac96-774b-bcce-b302099a8057"])
+    async def test_what_is_not_there_is_not_found(self, ledger: Ledger, wrong: str) -> None:
+        with pytest.raises(NotFound, match=wrong):
+            await control.retry(ledger.database, wrong, actor=ACTOR)
+
+    async def test_two_operators_at_once_make_it_run_once(self, ledger: Ledger) -> None:
+        delivery_id = await in_state(ledger, "dead")
+
+        await asyncio.gather(
+            *(control.retry(ledger.database, delivery_id, actor=who) for who in ("ada", "bob"))
+        )
+        claims: list[Claim] = [*await ledger.claim(), *await ledger.claim()]
+
+        assert [delivery_id] == [str(claim.id) for claim in claims]
+        assert {"ada", "bob"} == {row.actor for row in await ledger.audit()}
+
+    async def test_a_retried_dead_letter_gets_a_whole_round_and_keeps_counting(
+        self, ledger: Ledger
+    ) -> None:
+        callbacks = Callbacks()
+        keys: set[str] = set()
+        attempts: list[int] = []
+
+        @callbacks.on("*", max_attempts=2, backoff=timedelta(milliseconds=1))
+        async def file(event: Event) -> NoReturn:
+            keys.add(event.delivery_id)
+            attempts.append(event.attempt)
+            raise ValueError
+
+        async def is_dead() -> bool:
+            return await ledger.states() == ["dead"]
+
+        delivery_id = await ledger.owe_one()
+        with ledger.dispatching(callbacks):
+            await until(is_dead)
+            await control.retry(ledger.database, delivery_id, actor=ACTOR)
+            await until(lambda: len(attempts) == 4)
+            await until(is_dead)
+
+        assert [1, 2, 3, 4] == attempts
+        assert {str(delivery_id)} == keys
+
+
+class TestDiscard:
+    @pytest.mark.parametrize("state", ["dead", "pending", "parked", "running"])
+    async def test_owes_it_no_longer(self, ledger: Ledger, state: str) -> None:
+        delivery_id = await in_state(ledger, state)
+
+        await control.discard(ledger.database, delivery_id, reason="a test", actor=ACTOR)
+
+        (row,) = await ledger.deliveries()
+        assert ("discarded", None) == (row.state, row.due_at)
+        assert row.settled_at is not None
+
+    @pytest.mark.parametrize("state", ["done", "discarded"])
+    async def test_what_is_over_stays_as_it_is(self, ledger: Ledger, state: str) -> None:
+        delivery_id = await in_state(ledger, state)
+
+        with pytest.raises(NotAllowed, match=f"is {state}"):
+            await control.discard(ledger.database, delivery_id, reason="a test", actor=ACTOR)
+
+        assert [state] == await ledger.states()
+
+    async def test_is_written_down_in_the_same_transaction(self, ledger: Ledger) -> None:
+        delivery_id = await in_state(ledger, "dead")
+
+        await control.discard(ledger.database, delivery_id, reason="a test", actor=ACTOR)
+
+        (row,) = await ledger.audit()
+        assert (ACTOR, "delivery.discarded") == (row.actor, row.action)
+        assert f"delivery:{delivery_id}" == row.subject
+        assert {"from_state": "dead", "attempts": 12, "reason": "a test"} == row.details
+
+
+class TestListCallbacks:
+    async def test_says_who_is_served_and_what_is_owed(self, ledger: Ledger) -> None:
+        await ledger.register("gone")
+        await ledger.shift("callbacks", "last_seen_at", -timedelta(minutes=11), name="gone")
+        await ledger.change("UPDATE callbacks SET paused_at = last_seen_at WHERE name = 'gone'")
+        for state in ("done", "dead", "parked", "pending", "discarded"):
+            await in_state(ledger, state)
+
+        served, gone = sorted(
+            await control.list_callbacks(ledger.database),
+            key=lambda each: not each.registered.is_served,
+        )
+
+        assert {"dead": 1, "parked": 1, "pending": 1} == served.counts
+        assert ("file", None) == (
+            served.registered.subscription.name,
+            served.registered.paused_at,
+        )
+        assert {} == gone.counts
+        assert gone.registered.paused_at is not None

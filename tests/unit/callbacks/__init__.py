@@ -1,0 +1,1 @@
+"""What an author of callbacks sees: names, options, messages."""

@@ -1,0 +1,1 @@
+"""How calls are decided, shared out and described, without a database."""

@@ -1,0 +1,150 @@
+"""One call of one callback, and the only way out of it: a verdict."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from app.callbacks import Callbacks, Event, GiveUp, RetryLater
+from app.dispatch.attempt import Call, Dead, Done, Failed, Skipped, exhausted, run, run_plain
+from app.store.deliveries import Claim, Content
+from app.store.ids import new_id
+
+# As PostgreSQL's driver gives them: id, is late, body, then the event, then no envelope.
+EVENT = (new_id(), "envelope.signed", "default", "env_1", None, None, None, 1, "applied", "signed")
+ROW = (new_id(), False, b"{}", *EVENT, *[None] * 40)
+CONTENT = Content(ROW, is_postgresql=True, event_type="envelope.signed", fields_status=None)
+
+
+def call(
+    function: Callable[[Event], Any], content: Content | None = CONTENT, **options: Any
+) -> Call:
+    callbacks = Callbacks()
+    callbacks.on("*", name="it", **options)(function)
+    claim = Claim(new_id(), 1, 1, 0, "it", 1, new_id(), "env_1")
+    return Call(next(iter(callbacks)), claim, content)
+
+
+def raising(error: BaseException) -> Callable[[Event], None]:
+    def function(_: Event) -> None:
+        raise error
+
+    return function
+
+
+class TestPlainFunction:
+    def test_that_returns_is_done(self) -> None:
+        assert Done() == run_plain(call(lambda _: None))
+
+    def test_that_does_not_want_the_event_is_skipped(self) -> None:
+        assert isinstance(run_plain(call(raising(ValueError()), where=lambda _: False)), Skipped)
+
+    def test_whose_where_raises_has_failed(self) -> None:
+        verdict = run_plain(call(lambda _: None, where=raising(KeyError("x"))))
+
+        assert isinstance(verdict, Failed)
+        assert "KeyError: 'x'" == verdict.error
+
+    def test_that_returns_a_coroutine_is_told_to_be_async(self) -> None:
+        """Nobody would ever await it, so the work would silently not happen."""
+
+        async def work() -> None: ...
+
+        verdict = run_plain(call(lambda _: work()))
+
+        assert isinstance(verdict, Failed)
+        assert "async def" in verdict.error
+
+    def test_that_returns_another_awaitable_too(self) -> None:
+        class Later:
+            def __await__(self) -> Any: ...
+
+        assert isinstance(run_plain(call(lambda _: Later())), Failed)
+
+    def test_that_gives_up_is_dead(self) -> None:
+        verdict = run_plain(call(raising(GiveUp("gone"))))
+
+        assert isinstance(verdict, Dead)
+        assert "GiveUp: gone" == verdict.error
+
+    @pytest.mark.parametrize(
+        "after, wait",
+        [
+            (timedelta(minutes=1), timedelta(minutes=1)),
+            (90, timedelta(seconds=90)),
+            (None, None),
+            ("soon", None),
+            (1e300, None),
+        ],
+    )
+    def test_that_asks_for_a_time_gets_it(self, after: Any, wait: timedelta | None) -> None:
+        verdict = run_plain(call(raising(RetryLater(after=after))))
+
+        assert isinstance(verdict, Failed)
+        assert wait == verdict.after
+
+    def test_of_a_delivery_that_is_gone_has_failed(self) -> None:
+        verdict = run_plain(call(lambda _: None, content=None))
+
+        assert isinstance(verdict, Failed)
+        assert "not in the database any more" in verdict.error
+
+    def test_of_a_row_that_cannot_be_read_has_failed(self) -> None:
+        broken = (new_id().hex, 0, b"{}", "no-uuid", *ROW[4:])
+        content = Content(broken, is_postgresql=False, event_type="x", fields_status=None)
+
+        verdict = run_plain(call(lambda _: None, content=content))
+
+        assert isinstance(verdict, Failed)
+        assert "can no longer be read" in verdict.error
+
+
+class TestCoroutine:
+    async def test_that_ends_is_done(self) -> None:
+        async def function(_: Event) -> None:
+            await asyncio.sleep(0)
+
+        assert Done() == await run(call(function))
+
+    async def test_that_takes_too_long_has_failed(self) -> None:
+        async def function(_: Event) -> None:
+            await asyncio.sleep(60)
+
+        verdict = await run(call(function, timeout=0.01))
+
+        assert isinstance(verdict, Failed)
+        assert "the callback did not end within its timeout of 0.01 s" == verdict.error
+
+    async def test_whose_own_timeout_ends_has_failed_with_that(self) -> None:
+        async def function(_: Event) -> None:
+            async with asyncio.timeout(0.001):
+                await asyncio.sleep(60)
+
+        verdict = await run(call(function))
+
+        assert isinstance(verdict, Failed)
+        assert "TimeoutError" == verdict.error
+
+    async def test_that_does_not_want_the_event_is_skipped(self) -> None:
+        async def function(_: Event) -> None:
+            raise ValueError
+
+        assert isinstance(await run(call(function, where=lambda _: False)), Skipped)
+
+
+class TestFingerprint:
+    def test_tells_causes_apart(self) -> None:
+        first, again, other = (
+            run_plain(call(raising(error))) for error in (ValueError(1), ValueError(2), KeyError())
+        )
+
+        assert isinstance(first, Failed)
+        assert isinstance(again, Failed)
+        assert isinstance(other, Failed)
+        assert first.fingerprint == again.fingerprint != other.fingerprint
+
+    def test_a_delivery_lost_too_often_has_one_as_well(self) -> None:
+        assert 16 == len(exhausted(call(lambda _: None)).fingerprint)
+        assert "" == call(lambda _: None, content=None).event_type

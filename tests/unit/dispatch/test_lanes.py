@@ -1,0 +1,182 @@
+"""Where callbacks run: threads that come when they are needed and go when they are not."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+from app.callbacks import Callbacks, Event
+from app.dispatch.attempt import Call
+from app.dispatch.crew import Crew
+from app.dispatch.lanes import Job, Lane, Threads
+from app.dispatch.options import DispatchOptions
+from app.store.deliveries import Claim, Content
+from app.store.ids import new_id
+from tests.unit.dispatch.test_attempt import CONTENT
+
+
+def calls(function: Callable[[Event], object], number: int = 1) -> list[Call]:
+    callbacks = Callbacks()
+    callbacks.on("*", name="it")(function)
+    content: Content = CONTENT
+    return [
+        Call(next(iter(callbacks)), Claim(new_id(), 1, 1, 0, "it", 1, new_id(), None), content)
+        for _ in range(number)
+    ]
+
+
+def jobs(function: Callable[[Event], object], number: int = 1) -> list[Job]:
+    return [Job(call) for call in calls(function, number)]
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def threads_called(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+class TestThreads:
+    def test_one_that_is_idle_is_used_again(self) -> None:
+        ended: list[Job] = []
+        threads = Threads(ended.append, name="reused")
+
+        for _ in range(5):
+            ended.clear()
+            threads.submit(jobs(lambda _: None))
+            until(lambda: ended and threads._idle == 1)
+
+        assert 1 == threads_called("reused")
+
+    def test_they_end_when_there_is_nothing_to_do(self) -> None:
+        ended: list[Job] = []
+        threads = Threads(ended.append, name="brief", idle=0.01)
+
+        threads.submit(jobs(lambda _: None, 5))
+
+        until(lambda: len(ended) == 5 and threads_called("brief") == 0)
+        assert 0 == threads._idle
+
+    def test_one_that_is_counted_upon_waits_for_its_job(self) -> None:
+        """Between the promise of a job and the job a thread must not give up waiting."""
+        ended: list[Job] = []
+        threads = Threads(ended.append, name="promised", idle=0.01)
+        threads.submit(jobs(lambda _: time.sleep(0.01)))
+        until(lambda: ended)
+        until(lambda: threads._reserve() or threads_called("promised") == 0)
+
+        if threads_called("promised"):
+            time.sleep(0.05)
+            threads._queue.put(jobs(lambda _: None)[0])
+            until(lambda: len(ended) == 2)
+
+        until(lambda: threads_called("promised") == 0)
+
+    def test_what_was_withdrawn_is_not_started(self) -> None:
+        ended: list[Job] = []
+        (withdrawn,) = jobs(lambda _: None)
+        assert withdrawn.take()
+        threads = Threads(ended.append, name="withdrawn")
+
+        threads.submit([withdrawn])
+        threads.submit(jobs(lambda _: None))
+
+        until(lambda: len(ended) == 1)
+        assert withdrawn not in ended
+
+
+class TestLane:
+    def test_what_a_callback_leaves_behind_is_cancelled_at_the_end(self) -> None:
+        ended: list[Job] = []
+        ends: list[str] = []
+        kept: list[asyncio.Task[None]] = []
+
+        async def lingers() -> None:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                ends.append("cancelled")
+
+        async def function(_: Event) -> None:
+            kept.append(asyncio.create_task(lingers()))
+            await asyncio.sleep(0)
+
+        lane = Lane(ended.append, name="lane")
+        lane.submit(jobs(function))
+        until(lambda: ended)
+        lane.retire()
+        lane.join(30)
+
+        assert ["cancelled"] == ends
+        assert not lane.is_alive
+
+    def test_an_exit_in_a_task_of_a_callback_does_not_end_it(self) -> None:
+        ended: list[Job] = []
+        kept: list[asyncio.Task[None]] = []
+
+        async def exits() -> None:
+            raise SystemExit
+
+        async def function(_: Event) -> None:
+            kept.append(asyncio.create_task(exits()))
+            await asyncio.wait(kept)
+            kept[0].exception()
+
+        lane = Lane(ended.append, name="lane")
+        lane.submit(jobs(function))
+
+        until(lambda: ended)
+        assert lane.is_alive
+        lane.retire()
+        lane.join(30)
+
+    def test_nobody_is_to_blame_for_an_idle_one(self) -> None:
+        lane = Lane(lambda _: None, name="lane")
+
+        assert "?" == lane.culprit()
+        lane.retire()
+        lane.join(30)
+
+
+class TestCrew:
+    async def test_what_waits_for_a_place_can_be_taken_back(self) -> None:
+        started, released = threading.Event(), threading.Event()
+        ended: list[object] = []
+        crew = Crew(asyncio.get_running_loop(), DispatchOptions(slots=1), on_end=ended.extend)
+
+        def function(_: Event) -> None:
+            started.set()
+            released.wait(30)
+
+        crew.start(calls(function, 4))
+        await asyncio.to_thread(started.wait, 30)
+        back = crew.withdraw()
+        released.set()
+        await asyncio.to_thread(until, lambda: ended)
+
+        assert 3 == len(back)
+        assert [] == crew.held
+        assert 1 == len(ended)
+        crew.close(30)
+
+    async def test_what_never_began_is_not_stuck_when_it_is_written_off(self) -> None:
+        started, released = threading.Event(), threading.Event()
+        options = DispatchOptions(slots=1)
+        crew = Crew(asyncio.get_running_loop(), options, on_end=lambda _: None)
+
+        def function(_: Event) -> None:
+            started.set()
+            released.wait(30)
+
+        crew.start(calls(function, 2))
+        await asyncio.to_thread(started.wait, 30)
+        crew.abandon(crew.held)
+
+        assert ["it"] == crew.stuck
+        released.set()
+        await asyncio.to_thread(until, lambda: not crew.stuck)
+        crew.close(30)

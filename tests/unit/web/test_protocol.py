@@ -1,0 +1,151 @@
+"""A connection that says nothing, or says it slowly, does not stay."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from app.web.protocol import Protocol
+
+
+class Impatient(Protocol):
+    """With a deadline that a test can wait for."""
+
+    head_time = 0.2
+
+
+async def application(_: Any, __: Any, send: Any) -> None:
+    """Answers at once and reads nothing, as a refusal by the head does."""
+    headers = [(b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+@pytest.fixture(name="port")
+async def _port() -> AsyncIterator[int]:
+    config = uvicorn.Config(application, log_config=None, lifespan="off", http=Impatient)
+    config.load()
+    state = uvicorn.server.ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Impatient(config, state, {}), "127.0.0.1", 0
+    )
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            return await reader.read()
+    return b""
+
+
+class TestHead:
+    @pytest.mark.parametrize(
+        "said",
+        [
+            pytest.param(b"", id="nothing"),
+            pytest.param(b"\r\n\r\n", id="empty-lines"),
+            pytest.param(b"POST /webhooks/atlas HTTP/1.1\r\nX-A: b", id="half-a-head"),
+        ],
+    )
+    async def test_that_does_not_come_is_not_waited_for(self, port: int, said: bytes) -> None:
+        async with connected(port) as (reader, writer):
+            writer.write(said)
+
+            assert b"" == await read_to_end(reader)
+
+    async def test_that_trickles_gets_no_time_on_top(self, port: int) -> None:
+        async with connected(port) as (reader, writer):
+            end = asyncio.create_task(read_to_end(reader))
+            for byte in b"POST /" + b"x" * 1000:
+                writer.write(bytes([byte]))
+                await asyncio.wait([end], timeout=0.01)
+                if end.done():
+                    break
+
+            assert end.done()
+
+    async def test_may_come_late_on_a_connection_that_was_used(self, port: int) -> None:
+        """Balancers keep connections, and must not find them closed."""
+        async with connected(port) as (reader, writer):
+            for _ in range(2):
+                writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 401")
+                await asyncio.sleep(3 * Impatient.head_time)
+
+    async def test_of_the_second_request_must_come_in_time(self, port: int) -> None:
+        async with connected(port) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"GET / HT")
+
+            assert b"" == await read_to_end(reader)
+
+
+class TestBodyThatNobodyReads:
+    async def test_is_thrown_away_for_a_while(self, port: int) -> None:
+        async with connected(port) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n12")
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"34GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401")
+
+    async def test_is_not_waited_for_either(self, port: int) -> None:
+        async with connected(port) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 400\r\n\r\n12")
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"3")
+
+            assert b"" == await read_to_end(reader)
+
+    async def test_makes_room_for_a_request_that_must_come_soon(self, port: int) -> None:
+        async with connected(port) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"1234")
+
+            assert b"" == await read_to_end(reader)
+
+
+# A little more than is allowed: what is not even read when the refusal is written would make
+# the system answer with a reset, and that may overtake the refusal.
+LINES = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 1000) for number in range(70))
+
+
+class TestTooMuch:
+    @pytest.mark.parametrize(
+        "said",
+        [
+            pytest.param(b"GET /" + b"x" * 66_000, id="target-without-end"),
+            pytest.param(b"GET / HTTP/1.1\r\nA: " + b"x" * 66_000, id="line-without-end"),
+            pytest.param(b"GET / HTTP/1.1\r\n" + LINES, id="lines-without-end"),
+            pytest.param(b"GET / HTTP/1.1\r\n" + LINES + b"\r\n", id="complete"),
+        ],
+    )
+    async def test_in_the_head_is_refused(self, port: int, said: bytes) -> None:
+        async with connected(port) as (reader, writer):
+            writer.write(said)
+
+            assert (await read_to_end(reader)).startswith(b"HTTP/1.1 431 ")
+
+    async def test_after_the_body_is_refused(self, port: int) -> None:
+        async with connected(port) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+            writer.write(LINES)
+
+            assert b"HTTP/1.1 431 " in await read_to_end(reader)
