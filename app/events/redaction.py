@@ -5,6 +5,7 @@ download. The raw body keeps them; nothing that is derived from it does.
 """
 
 import re
+from functools import lru_cache
 from typing import Any, Final
 
 # A value as JSON knows it: nobody can say what stands in there.
@@ -69,6 +70,8 @@ def redact_text(text: str) -> str:
     return "".join(map(_redact_link, _SEPARATORS.split(text)))
 
 
+# The same few names come again and again; the bound is for those that do not.
+@lru_cache(maxsize=4096)
 def _is_secret_name(name: str) -> bool:
     plain = "".join(filter(str.isalnum, name.casefold()))
     if plain.endswith(_SECRET_NAME_ENDINGS) or plain == "signature":
