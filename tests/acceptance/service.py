@@ -1,0 +1,230 @@
+"""The service as an operator runs it: a process of its own, with its own environment."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.acceptance.raw import Answer, Header, exchange, request
+from tests.factories import SIGN_TOKEN, SIGNER, signed
+
+# Accounts, keys and consumers of every service that the tests start, unless they say otherwise.
+KEY = "atlas_live_canary_of_default_1"
+OLD_KEY = "atlas_live_canary_of_default_0"
+BETA_KEY = "atlas_live_canary_of_beta_0001"
+TOKEN = "token-canary-of-the-office-001"
+BETA_TOKEN = "token-canary-of-the-beta-team"
+OPERATOR_TOKEN = "token-canary-of-an-operator-1"
+DATABASE_PASSWORD = "database-canary-password"
+
+SECRETS = [KEY, OLD_KEY, BETA_KEY, TOKEN, BETA_TOKEN, OPERATOR_TOKEN, DATABASE_PASSWORD]
+CANARIES = [*SECRETS, SIGNER, SIGN_TOKEN]
+
+SETTINGS: Mapping[str, str] = {
+    "ATLAS_API_KEYS": json.dumps(
+        {
+            "default": [{"key": KEY, "label": "new"}, {"key": OLD_KEY, "label": "old"}],
+            "beta": [BETA_KEY],
+        }
+    ),
+    "API_TOKENS": json.dumps(
+        {
+            "office": TOKEN,
+            "beta-team": {"tokens": [BETA_TOKEN], "accounts": ["beta"]},
+            "operator": {"tokens": [OPERATOR_TOKEN], "scopes": ["operate"]},
+        }
+    ),
+    "LOG_FORMAT": "json",
+}
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE = 30.0
+DOOR = "/webhooks/atlas"
+
+
+def free_port() -> int:
+    """Find a port below those that the system gives to outgoing connections."""
+    for port in random.sample(range(15_000, 32_000), 1_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("there is no free port on 127.0.0.1")
+
+
+def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = DEADLINE) -> None:
+    """Wait until `condition` holds; fail with `what` if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not in {seconds:.0f} s: {what}")
+        time.sleep(0.02)
+
+
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a service: ours (the tests keep it clean), and `settings`."""
+    paths = [settings.get("PYTHONPATH"), str(ROOT)]
+    return {
+        **os.environ,
+        "ENV_FILE": "",
+        **SETTINGS,
+        **settings,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+
+
+def run(
+    *arguments: str, seconds: float = DEADLINE, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a verb to its end, and give what it said."""
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+class Service:
+    """One process: `serve`, or `work`; it can be ended in every way, and started again."""
+
+    def __init__(self, *arguments: str, home: Path, **settings: str) -> None:
+        self.port = free_port()
+        self.arguments: Sequence[str] = (*arguments, "--port", str(self.port))
+        self.settings = settings
+        self._log = home / f"{arguments[0]}-{self.port}.log"
+        self._said = home / f"{arguments[0]}-{self.port}.err"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self.start().wait_until_ready()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.is_running:
+            self.terminate()
+        self.check_secrecy()
+
+    def start(self) -> Self:
+        """Start the process, and do not wait; its log goes on where it was."""
+        with self._log.open("ab") as log, self._said.open("ab") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "app", *self.arguments],
+                cwd=ROOT,
+                env=environment(self.settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=said,
+            )
+        return self
+
+    def wait_until_ready(self) -> Self:
+        self.wait_until(self.is_ready, "ready")
+        return self
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until `condition` holds; a process that ends meanwhile never will."""
+
+        def holds() -> bool:
+            assert self.is_running, f"the service ended: {self.said}\n{self.log}"
+            return condition()
+
+        wait_for(holds, f"{what}; it said: {self.said}\n{self.log}")
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None, "the service was not started"
+        return self._process
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def is_ready(self) -> bool:
+        return self._status("/readyz") == 200
+
+    def is_alive(self) -> bool:
+        return self._status("/livez") == 200
+
+    def _status(self, path: str) -> int | None:
+        try:
+            return self.get(path).status
+        except (OSError, EOFError):
+            return None
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait(DEADLINE)
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = DEADLINE) -> int:
+        """Wait for its end, and give the exit code."""
+        return self.process.wait(seconds)
+
+    def terminate(self) -> int:
+        """End it as an operator would; give the exit code."""
+        if self.is_running:
+            self.signal()
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    @property
+    def log(self) -> str:
+        """Everything that it logged so far."""
+        return self._log.read_text("utf-8", errors="replace") if self._log.exists() else ""
+
+    @property
+    def said(self) -> str:
+        """Everything that it said to the operator's terminal so far."""
+        return self._said.read_text("utf-8", errors="replace") if self._said.exists() else ""
+
+    def lines(self, event: str | None = None, **fields: object) -> list[dict[str, Any]]:
+        """Give the log lines with this name and these fields; every line must be JSON."""
+        complete = self.log.rpartition("\n")[0]
+        lines = [json.loads(line) for line in complete.splitlines()]
+        return [
+            line
+            for line in lines
+            if event in {None, line["event"]}
+            and all(line.get(name) == value for name, value in fields.items())
+        ]
+
+    def check_secrecy(self) -> None:
+        """No secret stands in anything that was said, however the test went."""
+        said = self.log + self.said
+        assert not [canary for canary in CANARIES if canary in said]
+
+    def get(self, target: str, *headers: Header) -> Answer:
+        return exchange(self.port, request("GET", target, headers))
+
+    def ask(self, target: str, token: str, *headers: Header) -> Answer:
+        """Ask the internal API."""
+        return self.get(target, (b"Authorization", b"Bearer " + token.encode()), *headers)
+
+    def post(self, body: bytes, *headers: Header, target: str = DOOR) -> Answer:
+        return exchange(self.port, request("POST", target, headers, body))
+
+    def deliver(self, body: bytes, key: str, *, target: str = DOOR) -> Answer:
+        """Send a body, signed as Atlas would sign it."""
+        return self.post(body, signed(body, key), target=target)
