@@ -124,13 +124,26 @@ class TokenSpec(BaseModel):
     accounts: frozenset[str] | None = None
 
 
+class RepeatedNameError(ValueError):
+    """A JSON object has one name twice; the first value would silently be lost."""
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        message = "has one name twice in a JSON object; only the last one would count"
+        raise RepeatedNameError(message)
+    return dict(pairs)
+
+
 def _from_json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if not value.strip():
         return {}
     try:
-        decoded = json.loads(clean_secret(value))
+        decoded = json.loads(clean_secret(value), object_pairs_hook=_each_name_once)
+    except RepeatedNameError:
+        raise
     except (ValueError, RecursionError):
         message = "is not valid JSON"
         raise ValueError(message) from None

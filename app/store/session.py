@@ -204,9 +204,9 @@ async def _transaction(driver: Any) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _transact_on_sqlite(connection: AsyncConnection, _: float) -> AsyncIterator[None]:
-    # No watchdog: what SQLite waits for is the write lock, and `timeout` bounds that.
-    async with connection.begin():
+async def _transact_on_sqlite(connection: AsyncConnection, end: float) -> AsyncIterator[None]:
+    # The driver's thread finishes what it was given, and then takes the rollback.
+    async with asyncio.timeout_at(end), connection.begin():
         yield
 
 

@@ -154,6 +154,9 @@ class TestKeysOfAccounts:
             pytest.param("[" * 100_000, "is not valid JSON", id="nested-without-end"),
             pytest.param("'{}'", "is not valid JSON", id="quoted-twice"),
             pytest.param(json.dumps([KEY]), "must be a JSON object", id="list"),
+            pytest.param(
+                f'{{"acme": ["{KEY}"], "acme": []}}', "has one name twice", id="account-twice"
+            ),
             pytest.param(json.dumps({"acme": KEY}), "needs a list", id="no-list"),
             pytest.param(json.dumps({"acme": []}), "needs a list", id="empty-list"),
             pytest.param(json.dumps({"acme": [1]}), "acme.0", id="number"),

@@ -12,6 +12,8 @@ from app.web.api.schemas import EnvelopeView, StatusView
 from app.web.deps import AtlasAccount, Consumer, Pool, Reader
 
 READ_LIMIT = timedelta(seconds=3)
+# Which envelope is meant depends on these, too, and versions of two may be equal.
+_VARY = "Authorization, Atlas-Account"
 
 router = APIRouter(prefix="/api/envelope", tags=["envelopes"])
 
@@ -38,8 +40,8 @@ async def get_envelope(
     row = await _find(database, envelope_id, consumer=consumer, account=atlas_account)
     tag = f'"{row.version}"'
     if if_none_match is not None and _matches(if_none_match, tag):
-        return Response(status_code=304, headers={"ETag": tag})
-    response.headers["ETag"] = tag
+        return Response(status_code=304, headers={"ETag": tag, "Vary": _VARY})
+    response.headers["ETag"], response.headers["Vary"] = tag, _VARY
     return EnvelopeView(envelope_id=row.id, **_shown(row))
 
 
