@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Row, Select, Table, event, func, select, text
 
 from app.errors import NotDurable
-from app.intake import Intake, IntakeLimits, Outcome, Receipt
+from app.intake import DATABASE_LIMITS, Intake, IntakeLimits, Outcome, Receipt
 from app.intake.projection import Interested
 from app.store.models import BodyRow, DeliveryRow, EnvelopeRow, EventRow, IdentityRow
 from app.store.session import Database, DatabaseAddress
@@ -131,7 +131,8 @@ async def replica(
     interested: Interested = archive_and_crm,
     on_owed: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Replica]:
-    database = Database(DatabaseAddress(url, pgbouncer=pgbouncer), size=size)
+    address = DatabaseAddress(url, pgbouncer=pgbouncer)
+    database = Database(address, size=size, limits=DATABASE_LIMITS)
     intake = Intake(database, interested=interested, on_owed=on_owed, limits=limits)
     running = asyncio.create_task(intake.run())
     try:

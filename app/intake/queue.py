@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -18,13 +18,24 @@ from app.intake.projection import Fact, Interested, Projection
 from app.intake.record import record
 from app.intake.submission import Receipt, Submission, understand
 from app.store.envelopes import EnvelopeKey, EnvelopesBusy
-from app.store.session import Database, DatabaseError, blames_data, is_disconnect, sqlstate
+from app.store.events import Claim
+from app.store.session import (
+    Database,
+    DatabaseError,
+    Limits,
+    blames_data,
+    is_disconnect,
+    sqlstate,
+)
 from app.telemetry import get_logger
 
 log = get_logger("intake")
 
 # Parsing more than this would hold up the loop, and with it everybody else.
 LARGE_BODY = 64 * 1024
+# Nobody's rows are waited for for long: what is held goes to a lane of its own.
+DATABASE_LIMITS = Limits(lock=timedelta(milliseconds=100))
+_LOCK_NOT_AVAILABLE = "55P03"
 _SERIALIZATION = ("40001", "40P01")
 _MAX_CONFLICT_RETRIES = 3
 _SLOW_PAUSE = 0.05
@@ -67,11 +78,13 @@ class Intake:
         self._pending_events = 0
         self._pending_bytes = 0
         self._arrived = asyncio.Event()
-        # Events of envelopes that somebody holds: they wait apart, so as to stall nobody.
-        self._slow: dict[EnvelopeKey, deque[Submission]] = {}
+        # Events whose envelope or identity somebody holds: they wait apart, and stall nobody.
+        self._slow: dict[EnvelopeKey | Claim, deque[Submission]] = {}
         self._slow_slots = asyncio.Semaphore(self._limits.slow_lanes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
+        # True while the loop that would commit has failed and is not running again yet.
+        self._is_down = False
 
     async def record(self, body: bytes, *, account: str, key_label: str) -> Receipt:
         """Record one authentic body; return once it is durable.
@@ -80,16 +93,20 @@ class Intake:
         event may still commit then; the sender's next try is a duplicate.
         """
         self._admit(len(body))
+        end = asyncio.get_running_loop().time() + self._limits.answer.total_seconds()
         try:
-            submission = await self._understand(body, account=account, key_label=key_label)
-            return await self._submit(submission)
+            async with asyncio.timeout_at(end) if len(body) > LARGE_BODY else nullcontext():
+                submission = await self._understand(body, account=account, key_label=key_label)
+            return await self._submit(submission, deadline=end)
+        except TimeoutError:
+            raise NotDurable("late") from None
         finally:
             self._pending_events -= 1
             self._pending_bytes -= len(body)
 
     def _admit(self, size: int) -> None:
         limits = self._limits
-        if self._is_closed:
+        if self._is_closed or self._is_down:
             raise NotDurable("shutting_down")
         if self._pending_events >= limits.events or self._pending_bytes + size > limits.bytes:
             raise NotDurable("queue_full", retry_after=timedelta(seconds=1))
@@ -104,16 +121,15 @@ class Intake:
             understand, body, account=account, key_label=key_label, received_at=now
         )
 
-    async def _submit(self, submission: Submission) -> Receipt:
-        loop = asyncio.get_running_loop()
+    async def _submit(self, submission: Submission, *, deadline: float) -> Receipt:
         # A large body was understood in a thread; meanwhile the last batch may have gone.
-        if self._is_closed:
+        if self._is_closed or self._is_down:
             raise NotDurable("shutting_down")
-        submission.deadline = loop.time() + self._limits.answer.total_seconds()
-        receipt: asyncio.Future[Receipt] = loop.create_future()
+        submission.deadline = deadline
+        receipt: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         submission.receipt = receipt
         self._outstanding.append(submission)
-        lane = self._slow.get(submission.envelope_key) if submission.envelope_key else None
+        lane = self._slow.get(_lane_of(submission))
         if lane is not None:
             lane.append(submission)
         else:
@@ -123,19 +139,25 @@ class Intake:
 
     async def run(self) -> None:
         """Commit what arrives, for ever; ends when `close` is called and all is answered."""
-        reaper = asyncio.create_task(self._reap())
+        self._is_down = False
         try:
-            while not (self._is_closed and not self._waiting):
-                await self._arrived.wait()
-                self._arrived.clear()
-                while batch := self._take(self._waiting):
-                    await self._commit(batch)
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            # One that fails ends the other: nobody must wait for a loop that is not there.
+            async with asyncio.TaskGroup() as group:
+                reaper = group.create_task(self._reap())
+                await self._commit_arrivals()
+                reaper.cancel()
         finally:
-            # Whoever comes when nobody commits any more must not wait for ever.
-            self._is_closed = True
-            reaper.cancel()
+            self._is_down = True
+            self._waiting.clear()
             self._refuse(list(self._outstanding), "shutting_down")
+
+    async def _commit_arrivals(self) -> None:
+        while not (self._is_closed and not self._waiting):
+            await self._arrived.wait()
+            self._arrived.clear()
+            while batch := self._take(self._waiting):
+                await self._commit(batch)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
         """Take nothing new; what is waiting is still committed."""
@@ -163,10 +185,21 @@ class Intake:
             if rest:
                 await self._commit(rest)
         except Exception as error:  # noqa: BLE001  # the fence of one batch: every sender is answered
-            if blames_data(error):
-                await self._isolate(batch, error)
-            else:
-                self._refuse(batch, _slug(error), error=error)
+            await self._recover(batch, error)
+
+    async def _recover(self, batch: Sequence[Submission], error: Exception) -> None:
+        """Halve a batch that fails because of some of its events, until these are alone."""
+        is_waiting = sqlstate(error) == _LOCK_NOT_AVAILABLE
+        if not (is_waiting or blames_data(error)):
+            self._refuse(batch, _slug(error), error=error)
+        elif len(batch) > 1:
+            middle = len(batch) // 2
+            await self._commit(batch[:middle])
+            await self._commit(batch[middle:])
+        elif is_waiting:
+            self._detour(batch)
+        else:
+            await self._quarantine(batch[0], error)
 
     async def _record(self, batch: Sequence[Submission]) -> None:
         """Run the transaction, again where another try may help."""
@@ -210,23 +243,18 @@ class Intake:
             with suppress(Exception):
                 log.exception("announcement.failed")
 
-    async def _isolate(self, batch: Sequence[Submission], error: Exception) -> None:
-        """Halve a batch that the database refused for its data, until one event is left."""
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            await self._commit(batch[:middle])
-            await self._commit(batch[middle:])
-        elif batch[0].event is not None:
-            batch[0].quarantine(f"sqlstate_{sqlstate(error) or type(error).__name__}")
-            await self._commit(batch)
+    async def _quarantine(self, submission: Submission, error: Exception) -> None:
+        """Keep the bytes of the one event that the database refused for its data."""
+        if submission.event is not None:
+            submission.quarantine(f"sqlstate_{sqlstate(error) or type(error).__name__}")
+            await self._commit([submission])
         else:
-            self._refuse(batch, "refused_by_database", error=error)
+            self._refuse([submission], "refused_by_database", error=error)
 
     def _detour(self, submissions: Iterable[Submission]) -> None:
-        """Send events of held envelopes to a lane of their own."""
+        """Send events that wait for somebody else's rows to a lane of their own."""
         for submission in submissions:
-            key = submission.envelope_key
-            assert key is not None  # only events of an envelope can find it held
+            key = _lane_of(submission)
             lane = self._slow.get(key)
             if lane is None:
                 lane = self._slow[key] = deque()
@@ -235,8 +263,8 @@ class Intake:
                 task.add_done_callback(self._tasks.discard)
             lane.append(submission)
 
-    async def _drain(self, key: EnvelopeKey, lane: deque[Submission]) -> None:
-        """Try the events of one held envelope again and again, until their time is over."""
+    async def _drain(self, key: EnvelopeKey | Claim, lane: deque[Submission]) -> None:
+        """Try the events of one lane again and again, until their time is over."""
         try:
             while lane:
                 await asyncio.sleep(_SLOW_PAUSE)
@@ -282,6 +310,10 @@ def _log_refusal(count: int, reason: str, error: Exception | None) -> None:
             error=type(error).__name__ if error else None,
             sqlstate=sqlstate(error) if error else None,
         )
+
+
+def _lane_of(submission: Submission) -> EnvelopeKey | Claim:
+    return submission.envelope_key or submission.claims[0]
 
 
 def _is_answered(submission: Submission) -> bool:

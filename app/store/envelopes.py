@@ -41,7 +41,7 @@ _SQLITE_LOCK = (
 )
 _POSTGRESQL_INSERT = (
     f"INSERT INTO envelopes ({_COLUMNS.listed}) SELECT {_COLUMNS.selected()} "
-    f"FROM {_COLUMNS.unnest()} ON CONFLICT DO NOTHING RETURNING 1"
+    f"FROM {_COLUMNS.unnest()} ON CONFLICT DO NOTHING RETURNING account, id"
 )
 _POSTGRESQL_UPDATE = (
     "UPDATE envelopes e SET "
@@ -136,9 +136,9 @@ async def write(connection: AsyncConnection, held: Iterable[Held]) -> None:
 async def _insert(connection: AsyncConnection, new: Sequence[Held]) -> None:
     if not new:
         return
-    inserted = await fetch(connection, _POSTGRESQL_INSERT, _COLUMNS.arrays(_row(h) for h in new))
-    if len(inserted) != len(new):
-        raise EnvelopesBusy(h.key for h in new)
+    rows = await fetch(connection, _POSTGRESQL_INSERT, _COLUMNS.arrays(_row(h) for h in new))
+    if len(rows) != len(new):
+        raise EnvelopesBusy({h.key for h in new} - {(row[0], row[1]) for row in rows})
 
 
 def _row(held: Held) -> tuple[Any, ...]:
@@ -156,11 +156,24 @@ def _row(held: Held) -> tuple[Any, ...]:
 
 
 async def find(
-    connection: AsyncConnection, envelope_id: str, *, accounts: Iterable[str] | None
+    connection: AsyncConnection,
+    envelope_id: str,
+    *,
+    accounts: Iterable[str] | None,
+    meant: str | None = None,
 ) -> Sequence[Row[Any]]:
-    """Give the rows with this id in the accounts that the caller may see (None: all)."""
+    """Give the rows with this id in the accounts that the caller may see (None: all).
+
+    `meant` is the label of one account, or else a tenant, with or without `ext_`.
+    """
     table = EnvelopeRow.__table__
-    query = select(table).where(table.c.id == envelope_id).order_by(table.c.account).limit(100)
+    query = select(table).where(table.c.id == envelope_id).order_by(table.c.account)
     if accounts is not None:
         query = query.where(table.c.account.in_(sorted(accounts)))
-    return (await connection.execute(query)).all()
+    if meant is not None:
+        labelled = (await connection.execute(query.where(table.c.account == meant))).all()
+        if labelled:
+            return labelled
+        query = query.where(table.c.tenant == meant.removeprefix("ext_"))
+    # Last, so that it cuts only what is ambiguous anyway.
+    return (await connection.execute(query.limit(100))).all()

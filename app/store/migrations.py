@@ -128,9 +128,11 @@ async def _read_revision(connection: AsyncConnection) -> tuple[str | None, str]:
 def _fit(found: str | None, floor: str, *, needed: str, known: set[str]) -> Fit:
     if found is None:
         return Fit.ABSENT
-    if found in known:
-        return Fit.EQUAL if found == needed else Fit.OLDER
-    return Fit.TOO_NEW if _release(floor) > _release(__version__) else Fit.COMPATIBLE
+    if _release(floor) > _release(__version__):
+        return Fit.TOO_NEW
+    if found not in known:
+        return Fit.COMPATIBLE
+    return Fit.EQUAL if found == needed else Fit.OLDER
 
 
 def _release(version: str) -> tuple[int, ...]:

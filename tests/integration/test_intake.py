@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace as replace_fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -195,6 +195,29 @@ class TestBounds:
             assert NOT_DURABLE == await waiting
             assert NOT_DURABLE == await postgres_one.outcome(make_body())
 
+    @pytest.mark.parametrize("broken", ["_take", "_refuse"])
+    async def test_a_loop_that_failed_can_be_started_again(
+        self, one: Replica, broken: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither the loop that commits nor the one that answers in time ends alone."""
+        with monkeypatch.context() as patch:
+            patch.setattr(one.intake, broken, explode)
+            if broken == "_refuse":
+                one.intake._outstanding.append(submission(make_body()))
+                one.intake._outstanding[0].receipt = asyncio.get_running_loop().create_future()
+            else:
+                one.intake._arrived.set()
+            with suppress(ExceptionGroup, RuntimeError):
+                await asyncio.wait_for(one.running, PROMISED)
+            assert one.running.done()
+            one.intake._outstanding.clear()
+        assert NOT_DURABLE == await one.outcome(make_body())
+
+        one.running = asyncio.create_task(one.intake.run())
+
+        await asyncio.sleep(0)
+        assert RECORDED == await one.outcome(make_body())
+
     async def test_those_who_are_answered_do_not_gather_behind_one_who_waits(
         self, postgres_one: Replica
     ) -> None:
@@ -288,7 +311,7 @@ class TestPoison:
         poison = submission(make_body(envelope_id="bad"), **broken)
         expected = on_postgresql if one.database.is_postgresql else on_sqlite
         waiting = [asyncio.create_task(one.outcome(make_body())) for _ in range(3)]
-        bad = asyncio.create_task(one.intake._submit(poison))
+        bad = asyncio.create_task(one.intake._submit(poison, deadline=in_time()))
         waiting += [asyncio.create_task(one.outcome(make_body())) for _ in range(4)]
 
         assert [RECORDED] * 7 == await asyncio.gather(*waiting)
@@ -446,7 +469,7 @@ class TestOwnId:
         await write(one, again)
         known = await everything(one)
 
-        receipt = await asyncio.wait_for(one.intake._submit(again), PROMISED)
+        receipt = await asyncio.wait_for(one.intake._submit(again, deadline=in_time()), PROMISED)
 
         assert outcome == receipt.outcome
         if outcome != DUPLICATE:
@@ -492,6 +515,29 @@ class TestLocks:
         assert [1, 2, 3, 4] == sorted(
             row.sequence for row in await one.said_by_atlas() if row.envelope_id == "held"
         )
+
+    @pytest.mark.parametrize(
+        "theirs",
+        [
+            pytest.param({"event_id": "e1", "envelope_id": "other"}, id="an-identity"),
+            pytest.param({"event_id": "e2", "envelope_id": "env_1"}, id="an-envelope"),
+        ],
+    )
+    async def test_what_another_replica_has_not_committed_stalls_nobody_else(
+        self, postgres_one: Replica, theirs: dict[str, Any]
+    ) -> None:
+        one = postgres_one
+        async with transaction(one) as connection:
+            first = submission(make_body(event="envelope.viewed", **theirs))
+            await record(connection, [first], interested=archive_and_crm, now=datetime.now(UTC))
+            waiting = send(one, event_id="e1", envelope_id="env_1", event="envelope.sent")
+
+            others = await one.together(*(make_body(envelope_id=f"n{i}") for i in range(40)))
+
+            assert [RECORDED] * 40 == others
+            assert not waiting.done()
+
+        assert RECORDED == await waiting
 
     async def test_one_that_stays_held_is_not_durable_in_time(self, postgres_url: str) -> None:
         limits = IntakeLimits(answer=timedelta(seconds=1.5), transaction=timedelta(seconds=1))
@@ -596,6 +642,14 @@ class TestLocks:
         assert (DUPLICATE, first.event_id) == (receipt.outcome, receipt.event_id)
 
 
+def in_time() -> float:
+    return asyncio.get_running_loop().time() + PROMISED
+
+
+def explode(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("a defect")
+
+
 def send(one: Replica, **fields: Any) -> asyncio.Task[Any]:
     return asyncio.create_task(one.outcome(make_body(**fields)))
 
@@ -623,7 +677,7 @@ class TestSubmission:
         await one.record(body)
         before = await one.envelope("env")
 
-        assert DUPLICATE == (await one.intake._submit(sooner)).outcome
+        assert DUPLICATE == (await one.intake._submit(sooner, deadline=in_time())).outcome
 
         assert before == await one.envelope("env")
         assert 1 == await one.count(EVENTS)

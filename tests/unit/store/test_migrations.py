@@ -11,13 +11,15 @@ from app.store.migrations import Fit, _fit
     [
         (None, "0", Fit.ABSENT),
         ("a", "0", Fit.OLDER),
-        ("b", "99", Fit.EQUAL),
+        ("b", __version__, Fit.EQUAL),
+        ("b", "99", Fit.TOO_NEW),
+        ("a", "99", Fit.TOO_NEW),
         ("c", __version__, Fit.COMPATIBLE),
         ("c", "0", Fit.COMPATIBLE),
         ("c", "99.0", Fit.TOO_NEW),
     ],
 )
-def test_the_floor_counts_only_for_what_is_not_known(
+def test_the_floor_counts_whatever_the_revision_is(
     found: str | None, floor: str, fit: Fit
 ) -> None:
     assert fit is _fit(found, floor, needed="b", known={"a", "b"})
