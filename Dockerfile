@@ -13,8 +13,10 @@ RUN python -m venv --without-pip /opt/venv \
 
 FROM ${PYTHON_IMAGE} AS service
 # HOME: a numeric user has no entry in /etc/passwd, and drivers look there for it.
+# PORT: `serve` and `work` listen there, and the health check asks there.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/srv \
+    PORT=8000 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 WORKDIR /srv

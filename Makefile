@@ -54,12 +54,15 @@ bench: $(VENV)/test.stamp ## Measure, and print a table of ratios
 soak: $(VENV)/test.stamp ## Kill two replicas under load, and count (ARGS="--events 50000 --kills 50")
 	@exec $(PY) -m tests.acceptance.test_replicas $(ARGS)
 
+# Whatever environment and .env say: no real database is touched.
+SCRATCH := ENV_FILE= MIGRATE_DATABASE_URL= DATABASE_URL=sqlite:///var/migration.db
+
 migration: setup ## Write a migration from the models (m="what it does")
 	@test -n '$(m)' || { echo 'Say what it does: make migration m="index events by type"' >&2; exit 2; }
 	@mkdir -p -m 700 var
 	@rm -f var/migration.db
-	DATABASE_URL=sqlite:///var/migration.db $(PY) -m app migrate
-	$(PY) -m alembic revision --autogenerate --rev-id "$$(date -u +%Y%m%d_%H%M)" -m '$(m)'
+	$(SCRATCH) $(PY) -m app migrate
+	$(SCRATCH) $(PY) -m alembic revision --autogenerate --rev-id "$$(date -u +%Y%m%d_%H%M)" -m '$(m)'
 
 lock: ## Make the lists in requirements/ anew (needs uv: python3 -m pip install uv)
 	@command -v $(UV) >/dev/null || { \

@@ -71,6 +71,14 @@ def _duration(value: Any) -> Any:
         raise ValueError(message) from None
 
 
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
 def clean_secret(value: str) -> str:
     """Drop what editors and shells leave around a secret: blanks, line ends, a BOM."""
     return value.strip("\ufeff \t\r\n")
@@ -241,8 +249,10 @@ class Settings(BaseSettings):
     max_pending_events: int = Field(default=4096, ge=1)
 
     # What it says.
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["auto", "json", "pretty"] = "auto"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = (
+        "INFO"
+    )
+    log_format: Annotated[Literal["auto", "json", "pretty"], BeforeValidator(_lower)] = "auto"
 
     @field_validator("atlas_api_keys", mode="before")
     @classmethod
@@ -260,15 +270,14 @@ class Settings(BaseSettings):
             return names
         return {n: {"tokens": [t]} if isinstance(t, str) else t for n, t in names.items()}
 
-    @field_validator("migrate_database_url", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _empty_is_absent(cls, value: Any) -> Any:
-        return value or None
-
-    @field_validator("database_url", mode="before")
-    @classmethod
-    def _empty_is_the_default(cls, value: Any) -> Any:
-        return value or "sqlite:///var/receiver.db"
+    def _empty_is_the_default(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # Compose files pass on what is not set as an empty string. A key that is empty was
+        # to be one, though: whoever mounts it too late must hear of it.
+        return {
+            name: value for name, value in values.items() if value != "" or name == "atlas_api_key"
+        }
 
     @model_validator(mode="after")
     def _keys_are_told_apart(self) -> "Settings":

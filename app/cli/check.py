@@ -26,6 +26,8 @@ def check() -> None:
     one of them is a [b]fail[/b]. No secret is shown. Run it before a deployment:
 
       python -m app check
+
+    It wants the settings of the parts that it stands for: DATABASE_URL, the keys, CALLBACKS.
     """
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     has_failed = False
@@ -49,6 +51,7 @@ def _findings() -> Iterator[Finding]:
     yield from findings.of_tokens(settings)
     yield from _of_callbacks(settings)
     yield from asyncio.run(_of_database(settings))
+    yield from asyncio.run(_of_migrations(settings))
 
 
 def _of_callbacks(settings: Settings) -> Iterator[Finding]:
@@ -74,3 +77,20 @@ async def _of_database(settings: Settings) -> list[Finding]:
     finally:
         await database.close()
     return found
+
+
+async def _of_migrations(settings: Settings) -> list[Finding]:
+    """See whether the address for migrations answers, if it is another one."""
+    if settings.migrate_database_url is None:
+        return []
+    try:
+        database = Database(database_address(settings, is_migrating=True))
+    except (AppError, ValueError) as error:
+        return [Finding(Level.FAIL, "MIGRATE_DATABASE_URL", str(error))]
+    try:
+        await database.ping()
+    except DatabaseError as error:
+        return [findings.of_failure(error, database, setting="MIGRATE_DATABASE_URL")]
+    finally:
+        await database.close()
+    return [Finding(Level.OK, "MIGRATE_DATABASE_URL answers")]

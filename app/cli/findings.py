@@ -213,12 +213,14 @@ def _of_registered(status: CallbackStatus) -> Finding:
     return _ok(what)
 
 
-def of_failure(error: BaseException, database: Database) -> Finding:
+def of_failure(
+    error: BaseException, database: Database, *, setting: str = "DATABASE_URL"
+) -> Finding:
     """Say what is probably wrong with a database that does not answer."""
     place = "PostgreSQL" if database.is_postgresql else str(database.address.sqlite_path)
     return _fail(
         f"database ({place})",
-        f"does not answer ({_cause(error)}): is it running, and is DATABASE_URL right?",
+        f"does not answer ({_cause(error)}): is it running, and is {setting} right?",
     )
 
 

@@ -1,13 +1,14 @@
 """Events as Atlas would send them, made up: flat bodies, two parties, one of each type."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NoReturn
 from uuid import uuid4
 
 from app.errors import ConfigError
+from app.events.heading import ENVELOPE_ID_NAMES, OWN_ID_NAMES
 
 # Whoever finds one of these anywhere knows at once that nobody has signed anything.
 PREFIX: Final = "trigger-"
@@ -27,6 +28,9 @@ _REASONS: Final[Mapping[str, str]] = {
     "envelope.declined": "The notice period is too long.",
     "envelope.voided": "Sent to the wrong person.",
 }
+# Under any of these, anywhere, a receiver may look for an id, or for the mark of a test.
+_ID_NAMES: Final = frozenset({"id", *OWN_ID_NAMES, *ENVELOPE_ID_NAMES})
+_TEST_NAMES: Final = frozenset({"is_test", "isTest"})
 _EXTRACTED: Final = {
     "title": "Service agreement",
     "effective_date": "2026-07-01",
@@ -76,6 +80,33 @@ def _party(order: int, status: str) -> Json:
     name = ("Ada Okafor", "Ben Lindqvist")[order - 1]
     email = f"{name.partition(' ')[0].lower()}@example.com"
     return {"email": email, "name": name, "role": "signer", "order": order, "status": status}
+
+
+def ids_of(sample: Json) -> Iterator[tuple[str, Any]]:
+    """Give every id of an event or an envelope, however deep it stands, with its name."""
+    for each in _objects(sample):
+        yield from ((name, each[name]) for name in sorted(each.keys() & _ID_NAMES))
+
+
+def mark_as_test(sample: Json) -> None:
+    """Say in every place where it is looked for that nobody has signed anything."""
+    metadata = sample.get("metadata")
+    sample["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "is_test": True}
+    sample["is_test"] = True
+    for each in _objects(sample):
+        each.update(dict.fromkeys(each.keys() & _TEST_NAMES, True))
+
+
+def _objects(value: Any) -> Iterator[Json]:
+    # A stack, because a value of --set may be nested deeper than Python may call.
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            yield each
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
 
 
 def encode(sample: Json) -> bytes:

@@ -4,8 +4,10 @@ import asyncio
 import json
 import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
@@ -14,6 +16,7 @@ import uvicorn
 from rich.console import Console
 
 from app import telemetry
+from app.cli.findings import GENERATED
 from app.errors import ConfigError
 from app.main import Application, Face, create_app
 from app.settings import Settings, is_loopback, read_settings
@@ -27,6 +30,8 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.", 
 
 # Signals nearer to each other than this, in seconds, are one.
 _ECHO = 1.0
+# As long as this a process waits for another one that migrates.
+_MIGRATION_WAIT = timedelta(minutes=10)
 
 console = Console(stderr=True, highlight=False)
 
@@ -59,7 +64,7 @@ def serve(
     balancer, [b]serve --only api[/b] inside, and [b]work[/b] for the callbacks.
     """
     settings = _settings()
-    _require_keys(settings, only)
+    _require_keys(settings, only, host=host)
     _require_apart(settings, host=host, only=only, expose_api=expose_api)
     if migrate_first:
         asyncio.run(_migrate(settings, "head"))
@@ -83,6 +88,7 @@ def migrate(
     """Bring the database schema up to date; several at once wait for one another."""
     settings = _settings()
     state = asyncio.run(_migrate(settings, revision))
+    state.require()
     console.print(f"schema at {state.found} ({state.fit})")
 
 
@@ -101,15 +107,36 @@ def _settings() -> Settings:
 
 async def _migrate(settings: Settings, revision: str) -> migrations.SchemaState:
     address = database_address(settings, is_migrating=True)
-    return await migrations.migrate(address.url, schema=address.schema, revision=revision)
+    started = time.monotonic()
+    try:
+        return await migrations.migrate(
+            address.url, schema=address.schema, revision=revision, wait=_MIGRATION_WAIT
+        )
+    except TimeoutError as error:
+        if time.monotonic() - started < _MIGRATION_WAIT.total_seconds():
+            # Too early for the lock: this one is the database's.
+            raise
+        raise ConfigError(
+            f"another process has held the migration lock for {_MIGRATION_WAIT}: see whether "
+            "it still migrates, end it if it hangs, and run `python -m app migrate` again"
+        ) from error
 
 
-def _require_keys(settings: Settings, only: Only | None) -> None:
-    if only is not Only.API and not verification_keys(settings):
+def _require_keys(settings: Settings, only: Only | None, *, host: str) -> None:
+    if only is Only.API:
+        return
+    keys = verification_keys(settings)
+    if not keys:
         raise ConfigError(
             "ATLAS_API_KEY is not set: without a key nobody's events could be told from Atlas'. "
             'Set it, or ATLAS_API_KEYS with a key for use in "verify", in the environment or '
             "in .env (`make run` makes one)"
+        )
+    if not is_loopback(host) and any(key.secret.startswith(GENERATED) for key in keys):
+        # It would be taken silently from a `.env` that was meant for a laptop.
+        raise ConfigError(
+            f"ATLAS_API_KEY was made by `make run`, so Atlas does not know it, and on {host} "
+            "others may be let in by it: put the key of your Atlas account there"
         )
 
 

@@ -17,9 +17,12 @@ from app.cli.sample import (
     PREFIX,
     TYPES,
     Assignment,
+    Json,
     assign,
     encode,
+    ids_of,
     make_sample,
+    mark_as_test,
     read_assignment,
 )
 from app.cli.target import Target, choose_target
@@ -97,7 +100,8 @@ def trigger(
     """Send a signed webhook, as Atlas would, and say what became of it.
 
     It signs with the key of the settings, so the service must run with the same.
-    Ids begin with "trigger-", and the event is marked as a test.
+    Ids begin with "trigger-", and the event is marked as a test. On another machine both
+    are so whatever --set and --envelope say.
 
     For example:
 
@@ -134,19 +138,23 @@ def trigger(
 
 
 def make_body(recipe: Recipe, *, is_remote: bool) -> bytes:
-    """Make the bytes of one event; what leaves this machine always says that it is a test."""
+    """Make the bytes of one event; what leaves this machine always says that it is made up."""
     sample = make_sample(recipe.event_type, envelope_id=recipe.envelope_id, at=datetime.now(UTC))
     assign(sample, recipe.assignments)
     if is_remote:
-        _mark_as_test(sample)
+        _require_own_ids(sample)
+        mark_as_test(sample)
     return encode(sample)
 
 
-def _mark_as_test(sample: dict[str, Any]) -> None:
-    metadata = sample.get("metadata")
-    sample["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "is_test": True}
-    if not str(sample.get("event_id")).startswith(PREFIX):
-        raise ConfigError(f"on another machine an event_id must begin with {PREFIX!r}")
+def _require_own_ids(sample: Json) -> None:
+    """Refuse what could be taken for an event, or change an envelope, that Atlas knows."""
+    for name, value in ids_of(sample):
+        if not (isinstance(value, str) and value.startswith(PREFIX)):
+            raise ConfigError(
+                f"on another machine every id must begin with {PREFIX!r}, "
+                f"and {name} is {repr(value)[:80]}"
+            )
 
 
 def _print_request(target: Target, body: bytes) -> None:

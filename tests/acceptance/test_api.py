@@ -266,6 +266,15 @@ class TestAccounts:
 
         assert label == answer.json()["account"]
 
+    def test_are_labels_before_they_are_tenants(self, service: Service) -> None:
+        envelope_id = new_envelope_id()
+        for key, tenant in ((KEY, "beta"), (BETA_KEY, "default")):
+            service.deliver(make_body(envelope_id=envelope_id, organization_id=tenant), key)
+
+        for name, label in (("beta", "beta"), ("default", "default"), ("ext_beta", "default")):
+            answer = service.ask(f"/api/envelope/{envelope_id}", TOKEN, account(name))
+            assert label == answer.json()["account"]
+
     @pytest.mark.parametrize("name", ["nobody", "ext_nobody", "", "ext_", "Default", "\xff"])
     def test_that_are_not_there_have_nothing(
         self, service: Service, shared: str, name: str
@@ -300,6 +309,23 @@ class TestId:
 
         assert 200 == answer.status
         assert envelope_id == answer.json()["envelope_id"]
+
+    @pytest.mark.parametrize("text", ["a/%s", "%s/", "/%s", "%s//b", "%s/status/b", "../%s"])
+    def test_may_hold_slashes(self, service: Service, text: str) -> None:
+        envelope_id = text.replace("%s", new_envelope_id())
+        service.deliver(make_body(envelope_id=envelope_id, parties=PARTIES), KEY)
+        target = f"/api/envelope/{quote(envelope_id, safe='')}"
+
+        assert envelope_id == service.ask(target, TOKEN).json()["envelope_id"]
+        assert 2 == service.ask(f"{target}/status", TOKEN).json()["total"]
+
+    def test_that_ends_like_the_other_route_shows_its_progress(self, service: Service) -> None:
+        envelope_id = f"{new_envelope_id()}/status"
+        service.deliver(make_body(envelope_id=envelope_id), KEY)
+        target = f"/api/envelope/{quote(envelope_id, safe='')}"
+
+        assert "signed" == service.ask(f"{target}/status", TOKEN).json()["status"]
+        assert 404 == service.ask(target, TOKEN).status
 
     @pytest.mark.parametrize(
         "target",

@@ -243,6 +243,15 @@ class TestTrigger:
         assert 2 == said.code
         assert "--yes" in said.err
 
+    def test_sends_no_real_id_to_other_machines(self, idle: Operator) -> None:
+        door = "http://192.0.2.1/webhooks/atlas"
+
+        said = idle.say("trigger", "envelope.signed", "--url", door, "--yes", "--envelope", "env_1")
+
+        assert 2 == said.code
+        assert ["error"] == [line.split(":")[0] for line in said.err.splitlines()]
+        assert "envelope_id is 'env_1'" in said.err
+
 
 class TestEvents:
     def test_are_shown_with_all_that_came_of_them(self, operator: Operator, envelope: str) -> None:
@@ -417,6 +426,20 @@ class TestCheck:
         assert text in said.out
         assert said.is_readable
         assert "hunter22" not in said.out + said.err
+
+    def test_looks_at_the_address_for_migrations_too(self, idle: Operator, tmp_path: Path) -> None:
+        nobody = f"postgresql://u:hunter22@127.0.0.1:{free_port()}/x"
+
+        said = [
+            idle.say("check", MIGRATE_DATABASE_URL=url)
+            for url in (f"sqlite:///{tmp_path}/receiver.db", nobody, "mysql://x")
+        ]
+
+        assert "ok   MIGRATE_DATABASE_URL answers" in said[0].out
+        assert "is MIGRATE_DATABASE_URL right?" in said[1].out
+        assert "fail MIGRATE_DATABASE_URL: " in said[2].out
+        assert [0, 1, 1] == [each.code for each in said]
+        assert "hunter22" not in said[1].out + said[1].err
 
     def test_notices_a_key_that_is_known_by_another_account(self, operator: Operator) -> None:
         said = operator.say("check", ATLAS_API_KEYS=json.dumps({"acme": [KEY]}))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
@@ -162,6 +163,17 @@ class TestRefusal:
         assert "--only webhooks" in said
         assert "API_PORT" in said
         assert "--expose-api" in said
+
+    def test_of_a_public_host_is_that_of_a_key_for_a_laptop_too(
+        self, terminal: Terminal, sqlite_url: str
+    ) -> None:
+        key = f"local_{SECOND}"
+        settings = {"DATABASE_URL": sqlite_url, "ATLAS_API_KEY": key}
+        anywhere = "0.0.0.0"  # noqa: S104  # that is what is refused
+
+        said = refusal(terminal.run("serve", "--only", "webhooks", "--host", anywhere, **settings))
+
+        assert "ATLAS_API_KEY was made by `make run`" in said
 
     def test_of_an_empty_database_says_what_to_run(
         self, terminal: Terminal, empty_url: str
@@ -359,6 +371,31 @@ class TestMigration:
         assert [0, 0] == [each.returncode for each in said]
         assert said[0].stderr == said[1].stderr
         assert 0 == count(empty_url, "events")
+
+    def test_of_a_newer_release_is_no_success(self, terminal: Terminal, sqlite_url: str) -> None:
+        path = sqlite_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path)) as newer, newer:
+            newer.execute("UPDATE alembic_version SET version_num = '29990101_0000'")
+            newer.execute("UPDATE releases SET min_release = '999.0.0'")
+
+        said = refusal(terminal.run("migrate", DATABASE_URL=sqlite_url))
+
+        assert "deploy the newer release" in said
+
+    def test_says_who_is_waited_for_in_vain(
+        self, terminal: Terminal, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import fcntl
+
+        monkeypatch.setattr("app.cli.serve._MIGRATION_WAIT", timedelta(milliseconds=300))
+        lock = Path(f"{sqlite_url.removeprefix('sqlite:///')}.migrate.lock")
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+
+            said = refusal(terminal.run("migrate", DATABASE_URL=sqlite_url))
+
+        assert "another process" in said
+        assert "the migration lock" in said
 
     def test_waits_for_one_that_is_under_way(self, sqlite_url: str, tmp_path: Path) -> None:
         """A lock file says so, and not SQLite's own lock, which gives up after a while."""

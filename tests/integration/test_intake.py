@@ -183,6 +183,11 @@ class TestBounds:
 
             assert NOT_DURABLE == await asyncio.wait_for(late, PROMISED)
 
+    async def test_reading_a_large_body_counts_towards_its_answer(self, database_url: str) -> None:
+        """Bodies that wait for a thread must not make a sender wait for ever."""
+        async with replica(database_url, limits=IntakeLimits(answer=timedelta(0))) as one:
+            assert NOT_DURABLE == await one.outcome(make_body(pad="x" * 100_000))
+
     async def test_when_the_loop_ends_everybody_is_answered(self, postgres_one: Replica) -> None:
         await postgres_one.record(make_body(envelope_id="held"))
         async with held_envelope(postgres_one, "held"):
@@ -751,6 +756,26 @@ class TestReading:
             }
 
         assert {"all": ["acme", "globex"], "one": ["globex"], "none": []} == found
+
+    @pytest.mark.parametrize(
+        "meant, expected",
+        [
+            pytest.param("globex", ["globex"], id="label"),
+            pytest.param("ext_t1", ["acme"], id="tenant"),
+            pytest.param("t1", ["acme"], id="tenant-without-prefix"),
+            pytest.param("nobody", [], id="unknown"),
+        ],
+    )
+    async def test_one_of_several_envelopes_can_be_meant(
+        self, one: Replica, meant: str, expected: list[str]
+    ) -> None:
+        await one.outcome(make_body(envelope_id="env", organizationId="t1"), account="acme")
+        await one.outcome(make_body(envelope_id="env"), account="globex")
+
+        async with one.database.begin(limit=timedelta(seconds=5), is_reading=True) as connection:
+            rows = await envelope_rows.find(connection, "env", accounts=None, meant=meant)
+
+        assert expected == [row.account for row in rows]
 
 
 def test_an_event_without_envelope_has_no_envelope_key() -> None:

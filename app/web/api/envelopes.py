@@ -21,32 +21,9 @@ EnvelopeId = Annotated[str, Path(min_length=1, max_length=255)]
 IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match")]
 
 
+# Before the other route, which takes any path: an id may hold a "/".
 @router.get(
-    "/{envelope_id}",
-    response_model=EnvelopeView,
-    summary="One envelope",
-    responses={304: {}, 404: {}, 409: {}},
-)
-async def get_envelope(
-    envelope_id: EnvelopeId,
-    response: Response,
-    consumer: Reader,
-    database: Pool,
-    *,
-    atlas_account: AtlasAccount = None,
-    if_none_match: IfNoneMatch = None,
-) -> Any:
-    """Give everything known; `If-None-Match` saves the body when nothing has changed."""
-    row = await _find(database, envelope_id, consumer=consumer, account=atlas_account)
-    tag = f'"{row.version}"'
-    if if_none_match is not None and _matches(if_none_match, tag):
-        return Response(status_code=304, headers={"ETag": tag, "Vary": _VARY})
-    response.headers["ETag"], response.headers["Vary"] = tag, _VARY
-    return EnvelopeView(envelope_id=row.id, **_shown(row))
-
-
-@router.get(
-    "/{envelope_id}/status",
+    "/{envelope_id:path}/status",
     response_model=StatusView,
     summary="Its progress",
     responses={404: {}, 409: {}},
@@ -61,6 +38,34 @@ async def get_status(
     """Give status, counts and the next signer, under the names that Atlas uses."""
     row = await _find(database, envelope_id, consumer=consumer, account=atlas_account)
     return {name: getattr(row, name) for name in StatusView.model_fields}
+
+
+@router.get(
+    "/{envelope_id:path}",
+    response_model=EnvelopeView,
+    summary="One envelope",
+    responses={304: {}, 404: {}, 409: {}},
+)
+async def get_envelope(
+    envelope_id: EnvelopeId,
+    response: Response,
+    consumer: Reader,
+    database: Pool,
+    *,
+    atlas_account: AtlasAccount = None,
+    if_none_match: IfNoneMatch = None,
+) -> Any:
+    """Give everything known; `If-None-Match` saves the body when nothing has changed.
+
+    A `/` in the id is written `%2F`. Of an id that ends in `/status` only the progress can be
+    asked for, at `…%2Fstatus/status`.
+    """
+    row = await _find(database, envelope_id, consumer=consumer, account=atlas_account)
+    tag = f'"{row.version}"'
+    if if_none_match is not None and _matches(if_none_match, tag):
+        return Response(status_code=304, headers={"ETag": tag, "Vary": _VARY})
+    response.headers["ETag"], response.headers["Vary"] = tag, _VARY
+    return EnvelopeView(envelope_id=row.id, **_shown(row))
 
 
 def _shown(row: Any) -> dict[str, Any]:
@@ -81,19 +86,14 @@ async def _find(
         # No id holds a NUL, and PostgreSQL does not even let one be asked for.
         raise HTTPException(404, "There is no envelope with a NUL in its id.")
     async with database.begin(limit=READ_LIMIT, is_reading=True) as connection:
-        rows = await envelopes.find(connection, envelope_id, accounts=consumer.accounts)
-    if account is not None:
-        rows = [row for row in rows if _is_meant(row, account)]
+        rows = await envelopes.find(
+            connection, envelope_id, accounts=consumer.accounts, meant=account
+        )
     if not rows:
         raise HTTPException(404, f"There is no envelope {envelope_id} here.")
     if len(rows) > 1:
         raise HTTPException(409, _ambiguous(rows))
     return rows[0]
-
-
-def _is_meant(row: Any, account: str) -> bool:
-    tenant = account.removeprefix("ext_")
-    return account == row.account or (row.tenant is not None and tenant == row.tenant)
 
 
 def _ambiguous(rows: Sequence[Any]) -> str:

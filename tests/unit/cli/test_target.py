@@ -95,21 +95,61 @@ class TestKey:
 
 
 class TestBody:
-    def body_of(self, *assignments: str, is_remote: bool = False) -> Any:
-        recipe = Recipe("envelope.signed", None, [read_assignment(text) for text in assignments])
+    def body_of(
+        self, *assignments: str, is_remote: bool = False, envelope: str | None = None
+    ) -> Any:
+        recipe = Recipe(
+            "envelope.signed", envelope, [read_assignment(text) for text in assignments]
+        )
         return json.loads(make_body(recipe, is_remote=is_remote))
 
     def test_may_say_on_this_machine_that_it_is_no_test(self) -> None:
         assert self.body_of("metadata.is_test=false")["metadata"]["is_test"] is False
 
-    @pytest.mark.parametrize("assignment", ["metadata.is_test=false", "metadata=null"])
+    @pytest.mark.parametrize(
+        "assignment",
+        [
+            "metadata.is_test=false",
+            "metadata=null",
+            "is_test=false",
+            "isTest=false",
+            "data.is_test=false",
+            'data={"metadata": {"isTest": false}}',
+        ],
+    )
     def test_is_always_a_test_elsewhere(self, assignment: str) -> None:
-        assert self.body_of(assignment, is_remote=True)["metadata"]["is_test"] is True
+        body = self.body_of(assignment, is_remote=True)
 
-    @pytest.mark.parametrize("assignment", ["event_id=evt_1", "event_id=null", "event_id=7"])
+        assert body["is_test"] is True
+        assert body["metadata"]["is_test"] is True
+        assert "false" not in json.dumps(body)
+
+    @pytest.mark.parametrize(
+        "assignment",
+        [
+            "event_id=evt_1",
+            "event_id=null",
+            "event_id=7",
+            "eventId=evt_1",
+            "envelope_id=env_1",
+            "id=env_1",
+            "data.envelope_id=env_1",
+            "data.envelope.id=env_1",
+            'payload=[{"envelopeId": "env_1"}]',
+        ],
+    )
     def test_may_not_look_like_a_real_event_elsewhere(self, assignment: str) -> None:
-        with pytest.raises(ConfigError, match="trigger-"):
+        with pytest.raises(ConfigError, match="every id must begin with 'trigger-'"):
             self.body_of(assignment, is_remote=True)
+
+    def test_may_not_be_about_a_real_envelope_elsewhere(self) -> None:
+        with pytest.raises(ConfigError, match="envelope_id is 'env_1'"):
+            self.body_of(envelope="env_1", is_remote=True)
+
+    def test_may_have_ids_of_its_own_elsewhere(self) -> None:
+        body = self.body_of("data.event_id=trigger-8", envelope="trigger-7", is_remote=True)
+
+        assert ("trigger-7", "trigger-8") == (body["envelope_id"], body["data"]["event_id"])
 
     def test_is_another_one_each_time(self) -> None:
         assert self.body_of()["event_id"] != self.body_of()["event_id"]
