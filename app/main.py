@@ -84,7 +84,8 @@ def _lifespan(services: Services) -> Callable[[FastAPI], Any]:
 
 
 def _door(services: Services) -> Door:
-    limits = DoorLimits(body_bytes=services.settings.max_body_bytes)
+    settings = services.settings
+    limits = DoorLimits(settings.max_body_bytes, pending_bytes=settings.max_pending_bytes)
     return Door(services.keyring, services, on_match=services.usage.note, limits=limits)
 
 

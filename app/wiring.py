@@ -16,8 +16,9 @@ from app.dispatch.registry import Callback
 from app.dispatch.worker import Dispatcher
 from app.errors import ConfigError, NotDurable
 from app.events.signature import Key, KeyRing, default_label, fingerprint_of
-from app.intake import Intake, IntakeLimits, Receipt, Subscriptions
+from app.intake import DATABASE_LIMITS, Intake, IntakeLimits, Receipt, Subscriptions
 from app.settings import ROOT, KeySpec, Settings
+from app.store import durability
 from app.store import keys as key_rows
 from app.store.migrations import Fit, read_state
 from app.store.session import Database, DatabaseAddress, DatabaseError
@@ -140,7 +141,9 @@ class Services:
         self.settings = settings
         self.keys = verification_keys(settings)
         self.keyring = KeyRing(self.keys)
-        self.database = Database(database_address(settings), size=settings.database_pool)
+        self.database = Database(
+            database_address(settings), size=settings.database_pool, limits=DATABASE_LIMITS
+        )
         self.usage = KeyUsage(self.database)
         self.subscriptions = Subscriptions(self.database)
         self.dispatcher = dispatcher(settings, load_callbacks(settings)) if works else None
@@ -157,6 +160,7 @@ class Services:
         self._failed: set[str] = set()
         self._is_prepared = False
         self._obstacle = "the database has not answered yet"
+        self._words: dict[str, str] = {}
 
     async def record(self, body: bytes, *, account: str, key_label: str) -> Receipt:
         """Record one authentic body, once the database is known to fit."""
@@ -207,6 +211,19 @@ class Services:
             await key_rows.register(connection, self.keys, at=datetime.now(UTC))
         if self._takes_webhooks:
             await self.subscriptions.refresh()
+            await self._warn_of_durability()
+
+    async def _warn_of_durability(self) -> None:
+        """Say it once, loudly, if a 200 of this process would promise too much."""
+        server = await durability.inspect(self.database)
+        for promise in server.promises:
+            if not promise.is_kept:
+                log.warning(
+                    "durability.weak",
+                    setting=promise.name,
+                    value=promise.value,
+                    remedy=promise.remedy,
+                )
 
     async def _try_to_prepare(self) -> None:
         try:
@@ -235,22 +252,34 @@ class Services:
             await self.usage.flush()
 
     async def probe(self) -> dict[str, str]:
-        """Say of each thing that must work `ok`, or what is wrong."""
+        """Say of each thing that must work `ok`, or in a word what is wrong."""
         checks = {"database": await self._probe_database(), "loops": self._probe_loops()}
         if self.dispatcher is not None:
-            checks["dispatch"] = "; ".join(self.dispatcher.problems()) or "ok"
+            why = "; ".join(self.dispatcher.problems())
+            checks["dispatch"] = self._word("dispatch", "not working" if why else "ok", why)
         return checks
 
+    def _word(self, part: str, word: str, why: str) -> str:
+        """Give `word`, which anybody may read; why it is so, the log says once."""
+        if not word.startswith("ok") and word != self._words.get(part):
+            log.error("service.not_ready", obstacle=why)
+        self._words[part] = word
+        return word
+
     async def _probe_database(self) -> str:
-        if not self._is_prepared:
-            return self._obstacle
         try:
             await self.database.ping()
             async with asyncio.timeout(3):
                 state = await read_state(self.database)
         except DatabaseError as error:
-            return f"does not answer ({type(error).__name__})"
-        return f"ok, schema {state.fit}" if state.is_servable else f"schema {state.fit}"
+            why = f"the database does not answer ({type(error).__name__})"
+            return self._word("database", "does not answer", why)
+        if not state.is_servable:
+            why = f"the schema is at {state.found}, this release needs {state.needed}"
+            return self._word("database", f"schema {state.fit}", why)
+        if not self._is_prepared:
+            return self._word("database", "not prepared", self._obstacle)
+        return self._word("database", _servable(state.fit), "")
 
     def _probe_loops(self) -> str:
         ended = {n for n, task in self._tasks.items() if task.done() and n != "preparation"}
@@ -269,6 +298,11 @@ class Services:
         await self.usage.flush()
         await self.database.close()
         log.info("service.stopped", worker=worker_name())
+
+
+def _servable(fit: Fit) -> str:
+    # Old replicas go on while new ones roll in; who looks can see that they do.
+    return "ok" if fit is Fit.EQUAL else f"ok, schema {fit}"
 
 
 def _nobody() -> None:

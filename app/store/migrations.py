@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -107,9 +108,7 @@ async def read_state(database: Database) -> SchemaState:
     """Compare the database's revision with the newest that this release knows."""
     async with database.begin(limit=_LOOK, is_reading=True) as connection:
         found, floor = await _read_revision(connection)
-    scripts = _scripts()
-    needed = str(scripts.get_current_head())
-    known = {script.revision for script in scripts.walk_revisions()}
+    needed, known = _revisions()
     return SchemaState(_fit(found, floor, needed=needed, known=known), found, needed)
 
 
@@ -125,7 +124,7 @@ async def _read_revision(connection: AsyncConnection) -> tuple[str | None, str]:
     return found, floor
 
 
-def _fit(found: str | None, floor: str, *, needed: str, known: set[str]) -> Fit:
+def _fit(found: str | None, floor: str, *, needed: str, known: frozenset[str]) -> Fit:
     if found is None:
         return Fit.ABSENT
     if _release(floor) > _release(__version__):
@@ -147,6 +146,14 @@ def _config() -> Config:
 
 def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_config())
+
+
+@functools.cache
+def _revisions() -> tuple[str, frozenset[str]]:
+    """Give the newest revision of this release, and all; the scripts are read only once."""
+    scripts = _scripts()
+    known = frozenset(script.revision for script in scripts.walk_revisions())
+    return str(scripts.get_current_head()), known
 
 
 async def _run(database: Database, action: Callable[[Config], None]) -> None:

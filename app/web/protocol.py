@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.telemetry import Throttle, get_logger
@@ -32,7 +33,10 @@ class Protocol(HttpToolsProtocol):
     # What arrived of a head that is not complete yet, and what its lines came to.
     _head_bytes: int = 0
     _line_bytes: int = 0
+    # Where in a request the connection is; between two requests in neither.
+    _is_in_head: bool = False
     _is_in_body: bool = False
+    _upgrade_at: int = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request at once."""
@@ -48,16 +52,25 @@ class Protocol(HttpToolsProtocol):
         """Take some bytes; those of an idle connection are the start of a request."""
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._expect_head()
-        super().data_received(data)
-        if self._head_timer is not None:
+        # Counted before it is parsed: where a head ends, the count begins anew.
+        if not self._is_in_body:
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(431, "head_too_large")
+        self._unset_keepalive_if_required()
+        self._feed(data)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(431, "head_too_large")
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Answer what was asked completely before the sender closed its side."""
+        if self.cycle is None or self.cycle.response_complete or self._is_in_body:
+            return None
+        self.cycle.keep_alive = False
+        return True
 
     def on_message_begin(self) -> None:
         """Count the lines of each request by themselves."""
         self._line_bytes = 0
-        self._is_in_body = False
+        self._is_in_head = True
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -73,15 +86,30 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Leave the rest of the request to the application and its own deadlines."""
+        if self.parser.get_method() == b"CONNECT":
+            raise ValueError("there are no tunnels here")
+        # It comes again, without what made it one; see `_feed`.
+        if self.parser.should_upgrade():
+            return
         self._head_is_here()
-        self._is_in_body = True
+        self._is_in_head, self._is_in_body = False, True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """After a request that was refused in the middle, expect the next one at once."""
+        if self.parser.should_upgrade():
+            return
         self._head_is_here()
+        self._is_in_body = False
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:
+            self._expect_head()
+
+    def on_response_complete(self) -> None:
+        """Expect the rest of a head that began to arrive before this answer was out."""
+        super().on_response_complete()
+        is_next = self._is_in_head and not self.pipeline and not self.transport.is_closing()
+        if is_next and self._head_timer is None:
             self._expect_head()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # ours says it as a problem
@@ -91,8 +119,32 @@ class Protocol(HttpToolsProtocol):
         else:
             self._refuse(400, "request_malformed")
 
+    def _feed(self, data: bytes) -> None:
+        rest = memoryview(data)
+        try:
+            while not self._is_parsed(rest):
+                # As RFC 9110 has it, an upgrade that nobody offers is ignored. The parser
+                # would drop the body, so it reads the same head once more, without that line.
+                rest = rest[self._upgrade_at :]
+                self.parser.feed_data(self._head_without_upgrade())
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _is_parsed(self, data: memoryview) -> bool:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:
+            self._upgrade_at = stop.args[0]
+            return False
+        return True
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
     def _expect_head(self) -> None:
-        self._head_bytes = 0
         self._head_timer = self.loop.call_later(self.head_time, self._give_up)
 
     def _head_is_here(self) -> None:
@@ -111,8 +163,18 @@ class Protocol(HttpToolsProtocol):
         suppressed = _rejections.pass_or_count()
         if suppressed is not None:
             log.warning("request.rejected", reason=reason, status=status, suppressed=suppressed)
-        self.transport.write(_response(status))
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not self._is_in_body:
+            # A refusal now would be taken for the answer to the request before.
+            cycle.keep_alive = False
+            return
+        if not self._is_in_body or not self._is_being_answered():
+            self.transport.write(_response(status))
         self.transport.close()
+
+    def _is_being_answered(self) -> bool:
+        """True if something was written for the request whose body this is, or comes first."""
+        return bool(self.pipeline) or (self.cycle is not None and self.cycle.response_started)
 
 
 _DETAILS: Mapping[int, str] = {

@@ -50,10 +50,18 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DoorLimits:
-    """How large a body may be, and how long it may take to arrive."""
+    """How large a body may be, how long it may take, and what all of them may hold."""
 
     body_bytes: int = 1024 * 1024
     body_time: timedelta = timedelta(seconds=10)
+    pending_bytes: int = 64 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one request holds of the bytes that all may hold."""
+
+    size: int = 0
 
 
 class Abandoned(Exception):  # not an error of ours: the sender went away
@@ -76,6 +84,9 @@ class Door:
         self._on_match = on_match
         self._limits = limits or DoorLimits()
         self._rejections = Throttle(per_second=10)
+        # What arrived in pieces and is not proven yet, of all requests together: anybody
+        # can send that, so it must not grow with the number of connections.
+        self._held = 0
 
     def is_at(self, path: str) -> bool:
         """True if a request for `path` comes to this door, whatever its method."""
@@ -105,9 +116,16 @@ class Door:
 
     async def _receive(self, scope: Scope, receive: Receive) -> Receipt:
         signature, length = _check_head(scope, limit=self._limits.body_bytes)
-        body = await self._read(receive, length)
+        share = _Share()
+        try:
+            body = await self._read(receive, length, share)
+            key = await self._prove(body, signature, account=_account_of(scope["path"]))
+        finally:
+            self._held -= share.size
+        return await self._recorder.record(body, account=key.account, key_label=key.label)
+
+    async def _prove(self, body: bytes, signature: bytes, *, account: str | None) -> Key:
         now = datetime.now(UTC)
-        account = _account_of(scope["path"])
         if len(body) > LARGE_BODY:
             key = await asyncio.to_thread(
                 self._keyring.verify, body, signature, account=account, now=now
@@ -115,9 +133,9 @@ class Door:
         else:
             key = self._keyring.verify(body, signature, account=account, now=now)
         self._on_match(key, now)
-        return await self._recorder.record(body, account=key.account, key_label=key.label)
+        return key
 
-    async def _read(self, receive: Receive, length: int | None) -> bytes:
+    async def _read(self, receive: Receive, length: int | None, share: _Share) -> bytes:
         end = asyncio.get_running_loop().time() + self._limits.body_time.total_seconds()
         message = await _next(receive, end)
         # Nearly every body comes in one piece, and then nothing is copied.
@@ -126,9 +144,18 @@ class Door:
         chunks = bytearray(message.get("body", b""))
         while message.get("more_body", False):
             self._sized(chunks, None)
+            self._hold(len(chunks), share)
             message = await _next(receive, end)
             chunks += message.get("body", b"")
+        self._hold(len(chunks), share)
         return self._sized(bytes(chunks), length)
+
+    def _hold(self, size: int, share: _Share) -> None:
+        more = size - share.size
+        if self._held + more > self._limits.pending_bytes:
+            raise NotDurable("queue_full")
+        self._held += more
+        share.size = size
 
     def _sized(self, body: bytes | bytearray, length: int | None) -> bytes:
         if len(body) > self._limits.body_bytes:

@@ -1,7 +1,9 @@
 """Alive is not ready: a database that is away makes nobody restart anything."""
 
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -76,7 +78,8 @@ class TestDatabaseAtTheStart:
                 service.kill()
 
         assert (503, "not ready") == (answer.status, answer.json()["status"])
-        assert "does not answer" in answer.json()["checks"]["database"]
+        assert "does not answer" == answer.json()["checks"]["database"]
+        assert service.lines("service.not_ready")
         assert (503, 200, 0) == (first, then, code)
         service.check_secrecy()
 
@@ -146,6 +149,36 @@ class TestDatabase:
         assert not [line for line in lone.lines() if line.get("status") == 500]
         assert [] == lone.lines("request.crashed") + lone.lines("loop.failed")
         assert "Traceback" not in lone.said
+
+
+class TestSchema:
+    def test_that_does_not_fit_is_a_word_to_strangers_and_a_line_to_us(
+        self, sqlite_url: str, tmp_path: Path
+    ) -> None:
+        path = sqlite_url.removeprefix("sqlite:///")
+        with Service("serve", home=tmp_path, DATABASE_URL=sqlite_url) as service:
+            with closing(sqlite3.connect(path)) as database, database:
+                database.execute("DELETE FROM alembic_version")
+            service.wait_until(lambda: not service.is_ready(), "not ready without its schema")
+            checks = service.get("/readyz").json()["checks"]
+            [line] = service.lines("service.not_ready")
+
+        assert "schema absent" == checks["database"]
+        assert "this release needs" in line["obstacle"]
+
+    def test_that_is_newer_and_compatible_is_said_to_be_no_more_than_that(
+        self, sqlite_url: str, tmp_path: Path
+    ) -> None:
+        """Old replicas go on while new ones roll in."""
+        path = sqlite_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE alembic_version SET version_num = '29990101_0000'")
+        with Service("serve", home=tmp_path, DATABASE_URL=sqlite_url) as service:
+            service.wait_until_ready()
+            checks = service.get("/readyz").json()["checks"]
+
+        assert "ok, schema newer, compatible" == checks["database"]
+        assert service.lines("schema.newer")
 
 
 class TestWorker:

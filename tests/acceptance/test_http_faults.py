@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from tests.acceptance.conftest import MAX_BODY_BYTES
-from tests.acceptance.raw import Answer, Connection, chunked, exchange, request
+from tests.acceptance.raw import Answer, Connection, Header, chunked, exchange, request
 from tests.acceptance.service import DOOR, KEY, Service, wait_for
 from tests.acceptance.tables import bodies_of, count, rows
 from tests.factories import make_body, new_envelope_id, signed
@@ -523,10 +523,62 @@ class TestConnection:
         assert "duplicate" == outcome(service.deliver(body, KEY))
         assert [body] == bodies_of(database, envelope_id)
 
-    def test_is_not_upgraded(self, service: Service) -> None:
-        headers = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+    @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+    def test_is_not_upgraded(self, service: Service, protocol: bytes) -> None:
+        """Java's client and `curl --http2` offer h2c with every request."""
+        body = make_body()
+        headers = [(b"Connection", b"Upgrade, HTTP2-Settings"), (b"Upgrade", protocol)]
 
         assert 405 == exchange(service.port, request("GET", DOOR, headers)).status
+        assert RECORDED == outcome(service.post(body, signed(body, KEY), *headers))
+
+    def test_that_ends_on_one_side_gets_its_answer(self, service: Service) -> None:
+        body = make_body()
+        with Connection(service.port) as connection:
+            connection.send(request("POST", DOOR, [signed(body, KEY)], body))
+            connection.half_close()
+
+            assert RECORDED == outcome(connection.read())
+            assert connection.is_closed_within(5)
+
+    def test_that_is_idle_and_ends_on_one_side_is_closed(self, service: Service) -> None:
+        with Connection(service.port) as connection:
+            connection.send(request("POST", DOOR))
+            assert 401 == connection.read().status
+            connection.half_close()
+
+            assert connection.is_closed_within(5)
+
+    @pytest.mark.parametrize(
+        "size, header, status",
+        [
+            pytest.param(2_000_000, signed(b"", KEY), 413, id="too-large"),
+            pytest.param(200_000, (b"X-Atlas-Signature", b"bad"), 401, id="bad-signature"),
+        ],
+    )
+    def test_has_one_answer_to_a_body_that_is_refused_early(
+        self, service: Service, size: int, header: Header, status: int
+    ) -> None:
+        """What follows the answer is a body still, and no head without end."""
+        with Connection(service.port) as connection:
+            connection.send(request("POST", DOOR, [header], declared=size))
+            assert status == connection.read().status
+            connection.send(b"x" * size)
+            body = make_body()
+            connection.send(request("POST", DOOR, [signed(body, KEY)], body))
+
+            assert RECORDED == outcome(connection.read())
+
+    def test_with_garbage_behind_a_request_answers_the_request(self, service: Service) -> None:
+        body = make_body()
+        with Connection(service.port) as connection:
+            connection.send(request("POST", DOOR, [signed(body, KEY)], body) + b"\x16\x03\r\n")
+
+            assert RECORDED == outcome(connection.read())
+            assert connection.is_closed_within(5)
+
+    def test_is_no_tunnel(self, service: Service) -> None:
+        assert 400 == exchange(service.port, b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n").status
 
 
 class TestTarget:

@@ -22,4 +22,4 @@ from app.store.migrations import Fit, _fit
 def test_the_floor_counts_whatever_the_revision_is(
     found: str | None, floor: str, fit: Fit
 ) -> None:
-    assert fit is _fit(found, floor, needed="b", known={"a", "b"})
+    assert fit is _fit(found, floor, needed="b", known=frozenset({"a", "b"}))

@@ -322,6 +322,25 @@ class TestNotDurable:
         assert b"queue_full" not in answer.body
 
 
+class TestBodiesInPieces:
+    async def test_hold_no_more_together_than_they_may(self, recorder: Recorder) -> None:
+        limits = DoorLimits(body_time=timedelta(seconds=0.2), pending_bytes=1000)
+        door = Door(KeyRing([make_key(SECRET)]), recorder, on_match=lambda *_: None, limits=limits)
+        body = make_body(metadata={"text": "x" * 500})
+        headers = [signed(body, SECRET)]
+
+        held = asyncio.create_task(Sender(door).send(headers, b"x" * 900, is_complete=False))
+        await asyncio.sleep(0)
+        refused = await Sender(door).send(headers, body[:300], body[300:])
+        whole = await Sender(door).send(headers, body)
+        await held
+        then = await Sender(door).send(headers, body[:300], body[300:])
+
+        assert (503, 200, 200) == (refused.status, whole.status, then.status)
+        assert int(refused.headers[b"retry-after"]) > 0
+        assert 0 == door._held
+
+
 class TestPath:
     @pytest.mark.parametrize(
         "path",

@@ -95,6 +95,12 @@ class TestHead:
 
             assert b"" == await read_to_end(reader)
 
+    async def test_that_began_with_the_request_before_must_come_in_time(self, port: int) -> None:
+        async with connected(port) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT")
+
+            assert 1 == (await read_to_end(reader)).count(b"HTTP/1.1 ")
+
 
 class TestBodyThatNobodyReads:
     async def test_is_thrown_away_for_a_while(self, port: int) -> None:
@@ -104,6 +110,23 @@ class TestBodyThatNobodyReads:
             writer.write(b"34GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401")
+
+    async def test_is_no_head_however_large(self, port: int) -> None:
+        async with connected(port) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"x" * 2_000_000 + b"GET / HT")
+            writer.write(b"TP/1.1\r\nHost: a\r\n\r\n")
+
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401")
+
+    async def test_may_be_broken_without_a_second_answer(self, port: int) -> None:
+        async with connected(port) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"no hex\r\n")
+
+            assert b"" == await read_to_end(reader)
 
     async def test_is_not_waited_for_either(self, port: int) -> None:
         async with connected(port) as (reader, writer):
@@ -148,4 +171,19 @@ class TestTooMuch:
             writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
             writer.write(LINES)
 
-            assert b"HTTP/1.1 431 " in await read_to_end(reader)
+            assert 1 == (await read_to_end(reader)).count(b"HTTP/1.1 ")
+
+
+class TestUpgrade:
+    @pytest.mark.parametrize("size", [1, 7, 100_000], ids=["bytes", "pieces", "at-once"])
+    async def test_is_read_as_if_nobody_had_asked(self, port: int, size: int) -> None:
+        head = b"POST / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n"
+        said = (head + b"\r\nGET ") * 3
+        async with connected(port) as (reader, writer):
+            for start in range(0, len(said), size):
+                writer.write(said[start : start + size])
+                await asyncio.sleep(0)
+
+            for _ in range(3):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401")
+            assert b"" == await read_to_end(reader)
