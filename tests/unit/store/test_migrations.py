@@ -19,7 +19,5 @@ from app.store.migrations import Fit, _fit
         ("c", "99.0", Fit.TOO_NEW),
     ],
 )
-def test_the_floor_counts_whatever_the_revision_is(
-    found: str | None, floor: str, fit: Fit
-) -> None:
+def test_the_floor_counts_whatever_the_revision_is(found: str | None, floor: str, fit: Fit) -> None:
     assert fit is _fit(found, floor, needed="b", known=frozenset({"a", "b"}))
