@@ -68,6 +68,10 @@ class Crew:
         # Claimed, and waiting for a place.
         self._waiting: deque[Job] = deque()
         self._submitted = 0
+        # Calls for which there was no thread; they are to be given back.
+        self._refused: list[Held] = []
+        # True while the system gives no threads.
+        self._is_short = False
         self._pace = Pace(most=AHEAD * options.slots)
 
     @property
@@ -124,7 +128,14 @@ class Crew:
         if waiting := [job for job in jobs if job.call.callback.is_async]:
             self._lanes[-1].submit(waiting)
         if plain := [job for job in jobs if not job.call.callback.is_async]:
-            self._threads.submit(plain)
+            refused = self._threads.submit(plain)
+            self._is_short = bool(refused)
+            self._refused += [_key(job) for job in refused if self._remove(job)]
+
+    def take_refused(self) -> list[Held]:
+        """Take back the calls for which there was no thread."""
+        refused, self._refused = self._refused, []
+        return refused
 
     def _collect(self, jobs: list[Job]) -> None:
         ended = [job for job in jobs if self._remove(job)]
@@ -158,6 +169,8 @@ class Crew:
     def watch(self) -> None:
         """Write off the calls that outlast their time-out; replace an event loop that hangs."""
         self._pace.measure()
+        # Where there was no thread, there are places which no end of a call will give away.
+        self._fill()
         self._replace_silent_lane()
         self._lanes = [lane for lane in self._lanes[:-1] if lane.is_alive] + self._lanes[-1:]
         now = time.monotonic()
@@ -210,6 +223,8 @@ class Crew:
             found.append(f"{len(stuck)} calls of callbacks do not end ({names}); {cap} may")
         if len(self._lanes) > cap and self.is_blocked:
             found.append(f"{len(self._lanes)} event loops of callbacks are blocked; {cap} may be")
+        if self._is_short:
+            found.append("the system gives no more threads for callbacks")
         return found
 
     def close(self, limit: float) -> None:

@@ -57,6 +57,8 @@ class Engine:
         self._hungry: set[str] = set(self._callbacks)
         self._is_gathering = False
         self._turns = 0
+        # By the monotonic clock; not before, it is looked for deliveries to postpone.
+        self._postpone_at = 0.0
         # When the loop was last seen to turn, by the monotonic clock.
         self.turned = time.monotonic()
         self.troubles: dict[str, str] = {}
@@ -163,7 +165,21 @@ class Engine:
             await self._give_back([(claim.id, claim.token) for claim in claims])
             return False
         self._start(claims, contents)
-        return bool(self._hungry) and bool(claims)
+        return await self._postpone(rooms) or (bool(self._hungry) and bool(claims))
+
+    async def _postpone(self, rooms: Sequence[deliveries.Room]) -> bool:
+        """Clear the way if a claim found too little; True if there may be more behind it."""
+        short = [r for r in rooms if r.is_ordered and r.callback not in self._hungry]
+        if not short or time.monotonic() < self._postpone_at:
+            return False
+        async with self._begin() as connection:
+            postponed = await deliveries.postpone(
+                connection, short, patience=self._options.order_max_wait
+            )
+        # A claim is often short because there is no more; that need not be asked each time.
+        pause = 0.0 if postponed else self._options.poll.total_seconds()
+        self._postpone_at = time.monotonic() + pause
+        return bool(postponed)
 
     def _rooms(self) -> list[deliveries.Room]:
         served = [
@@ -236,6 +252,8 @@ class Engine:
         self.turned = time.monotonic()
         await asyncio.sleep(self._options.watch_every.total_seconds())
         self.crew.watch()
+        # Not at once, or they would be claimed again and again.
+        await self._give_back(self.crew.take_refused())
         if self.crew.is_blocked:
             # Others may have a loop that turns.
             await self._give_back(self.crew.withdraw())
@@ -289,7 +307,7 @@ class Engine:
                 await asyncio.wait([claiming])
                 await self._give_back(self.crew.withdraw())
                 await self._until_idle()
-        left = self.crew.withdraw() + self.crew.held
+        left = self.crew.take_refused() + self.crew.withdraw() + self.crew.held
         self.crew.abandon(left)
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS.total_seconds()):

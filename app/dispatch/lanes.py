@@ -213,12 +213,19 @@ class Threads:
         # Threads that wait for a job which nobody has put into the queue yet.
         self._idle = 0
 
-    def submit(self, jobs: list[Job]) -> None:
-        """Start these calls, each in a thread."""
-        for job in jobs:
-            self._queue.put(job)
+    def submit(self, jobs: list[Job]) -> list[Job]:
+        """Start these calls, each in a thread; give those for which there is none to be had."""
+        return [job for job in jobs if not self._submit(job)]
+
+    def _submit(self, job: Job) -> bool:
+        # The thread comes first: a job in the queue without one would run at any odd time.
+        try:
             if not self._reserve():
                 Thread(target=self._work, name=self._name, daemon=True).start()
+        except (RuntimeError, MemoryError):
+            return False
+        self._queue.put(job)
+        return True
 
     def _reserve(self) -> bool:
         with self._lock:

@@ -149,7 +149,8 @@ async def enqueue(connection: AsyncConnection, rows: Sequence[Owed]) -> None:
 
 # A delivery is held back while an earlier one of its envelope is owed. One that has waited
 # too long overtakes, but only an earlier one that is backing off: a backlog is worked off in
-# order, however old it is. And two of one envelope are never at work at once, so that one
+# order, however old it is. One without an attempt in its round (attempts = spent) does not
+# back off: it was postponed. And two of one envelope are never at work at once, so that one
 # which was overtaken learns that it is late. The CASE hides a condition from the planner,
 # which would walk over everything that is running, for each row.
 _HELD_BACK = """(EXISTS (
@@ -157,7 +158,8 @@ _HELD_BACK = """(EXISTS (
     WHERE earlier.callback = d.callback AND earlier.account = d.account
       AND earlier.envelope_id = d.envelope_id AND earlier.sequence < d.sequence
       AND earlier.due_at IS NOT NULL
-      AND (d.created_at > {patience} OR earlier.due_at <= {now} OR earlier.state = 'running')
+      AND (d.created_at > {patience} OR earlier.due_at <= {now} OR earlier.state = 'running'
+           OR earlier.attempts = earlier.spent)
 ) OR EXISTS (
     SELECT 1 FROM deliveries later
     WHERE later.callback = d.callback AND later.account = d.account
@@ -168,19 +170,33 @@ _HELD_BACK = """(EXISTS (
 _CLAIMED = "id, token, attempts, spent, callback, generation, event_id, envelope_id"
 _LOST_COLUMNS = "delivery_id, token, number, worker, finished_at, verdict, error"
 
+# Of one callback, a claim looks at so many deliveries more than it has room for. If all of
+# them are held back, `postpone` takes them out of its way.
+WINDOW = 1000
+
 _HELD_BACK_POSTGRESQL = _HELD_BACK.format(
     patience="statement_timestamp() - $6::interval", now="statement_timestamp()"
 )
+# A delivery is locked only once it is known to be free: the lock is in a query of its own. What
+# that one asks about `due_at` must not imply that it is known, or the planner may take the
+# small index of what is owed for a better way to an id than the primary key, and walk over it.
 _CLAIM_POSTGRESQL = f"""
 WITH wanted AS (
     SELECT room.* FROM unnest($1::text[], $2::int4[], $3::bool[]) AS room (name, places, ordered)
     JOIN callbacks c ON c.name = room.name AND c.paused_at IS NULL
 ), due AS MATERIALIZED (
     SELECT found.* FROM wanted CROSS JOIN LATERAL (
-        SELECT d.id, d.state, d.token, d.attempts, d.worker FROM deliveries d
-        WHERE d.callback = wanted.name AND d.due_at <= statement_timestamp()
-          AND NOT (wanted.ordered AND {_HELD_BACK_POSTGRESQL})
-        ORDER BY d.due_at LIMIT wanted.places FOR UPDATE OF d SKIP LOCKED
+        SELECT free.* FROM (
+            SELECT seen.id FROM deliveries seen
+            WHERE seen.callback = wanted.name AND seen.due_at <= statement_timestamp()
+            ORDER BY seen.due_at LIMIT wanted.places + {WINDOW}
+        ) AS seen CROSS JOIN LATERAL (
+            SELECT d.id, d.state, d.token, d.attempts, d.worker FROM deliveries d
+            WHERE d.id = seen.id AND coalesce(d.due_at, 'infinity') <= statement_timestamp()
+              AND NOT (wanted.ordered AND {_HELD_BACK_POSTGRESQL})
+            FOR UPDATE OF d SKIP LOCKED
+        ) AS free
+        LIMIT wanted.places
     ) AS found
 ), lost AS (
     INSERT INTO attempts ({_LOST_COLUMNS})
@@ -195,9 +211,11 @@ RETURNING {_CLAIMED}
 """
 
 _DUE_SQLITE = f"""
-SELECT d.id FROM deliveries d
-WHERE d.callback = ? AND d.due_at <= {SQLITE_NOW}
-  AND NOT (? AND {_HELD_BACK.format(patience=SQLITE_LATER, now=SQLITE_NOW)})
+SELECT d.id FROM (
+    SELECT * FROM deliveries WHERE callback = ? AND due_at <= {SQLITE_NOW}
+    ORDER BY due_at LIMIT ? + {WINDOW}
+) AS d
+WHERE NOT (? AND {_HELD_BACK.format(patience=SQLITE_LATER, now=SQLITE_NOW)})
   AND EXISTS (SELECT 1 FROM callbacks c WHERE c.name = d.callback AND c.paused_at IS NULL)
 ORDER BY d.due_at LIMIT ?
 """
@@ -249,7 +267,8 @@ async def _due_on_sqlite(
 ) -> list[str]:
     due: list[str] = []
     for room in rooms:
-        parameters = (room.callback, room.is_ordered, _seconds(-patience), room.limit)
+        waited = _seconds(-patience)
+        parameters = (room.callback, room.limit, room.is_ordered, waited, room.limit)
         due += (await connection.exec_driver_sql(_DUE_SQLITE, parameters)).scalars()
     return due
 
@@ -259,6 +278,128 @@ def _claim_of_sqlite(row: Any) -> Claim:
     return Claim(
         UUID(id_), token, attempt, spent, callback, generation, UUID(event_id), envelope_id
     )
+
+
+# How long what is held back stays out of the way: until a moment after the first of its
+# envelope is due or its lease ends, but no longer than until it may overtake. `wake` ends the
+# wait sooner, but not that of one which was attempted: that may be its back-off.
+SHORTLY, SOON = timedelta(seconds=5), timedelta(seconds=30)
+_FIRST_OF_ITS_ENVELOPE = """(
+    SELECT first.due_at FROM deliveries first
+    WHERE first.callback = d.callback AND first.account = d.account
+      AND first.envelope_id = d.envelope_id AND first.sequence < d.sequence
+      AND first.due_at IS NOT NULL
+    ORDER BY first.sequence LIMIT 1
+)"""
+_POSTPONE_POSTGRESQL = f"""
+WITH held AS MATERIALIZED (
+    SELECT d.id, d.due_at, CASE WHEN d.attempts > d.spent THEN statement_timestamp() + $4::interval
+        ELSE LEAST(
+            GREATEST({_FIRST_OF_ITS_ENVELOPE}, statement_timestamp()) + $4::interval,
+            CASE WHEN d.created_at > statement_timestamp() - $6::interval
+                THEN d.created_at + $6::interval ELSE statement_timestamp() + $5::interval END
+        ) END AS later
+    FROM unnest($1::text[], $2::int4[], $3::bool[]) AS room (name, places, ordered)
+    CROSS JOIN LATERAL (
+        SELECT seen.* FROM deliveries seen
+        WHERE seen.callback = room.name AND seen.due_at <= statement_timestamp()
+        ORDER BY seen.due_at LIMIT room.places + {WINDOW}
+    ) AS d
+    WHERE room.ordered AND d.state = 'pending' AND {_HELD_BACK_POSTGRESQL}
+), ours AS MATERIALIZED (
+    SELECT mine.id, held.later FROM held CROSS JOIN LATERAL (
+        SELECT d.id FROM deliveries d
+        WHERE d.id = held.id AND d.state = 'pending' AND d.due_at IS NOT DISTINCT FROM held.due_at
+        FOR UPDATE OF d SKIP LOCKED
+    ) AS mine
+)
+UPDATE deliveries d SET due_at = ours.later FROM ours
+WHERE d.id = ours.id AND d.id = ANY (ARRAY(SELECT id FROM ours))
+"""
+_SQLITE_FORMAT = "%Y-%m-%d %H:%M:%f000"
+_POSTPONE_SQLITE = f"""
+UPDATE deliveries SET due_at = held.later FROM (
+    SELECT d.id, CASE WHEN d.attempts > d.spent THEN strftime('{_SQLITE_FORMAT}', 'now', :shortly)
+        ELSE min(
+            strftime('{_SQLITE_FORMAT}',
+                max(coalesce({_FIRST_OF_ITS_ENVELOPE}, ''), {SQLITE_NOW}), :shortly),
+            CASE WHEN d.created_at > strftime('{_SQLITE_FORMAT}', 'now', :waited)
+                THEN strftime('{_SQLITE_FORMAT}', d.created_at, :patience)
+                ELSE strftime('{_SQLITE_FORMAT}', 'now', :soon) END
+        ) END AS later
+    FROM (
+        SELECT * FROM deliveries WHERE callback = :callback AND due_at <= {SQLITE_NOW}
+        ORDER BY due_at LIMIT :places + {WINDOW}
+    ) AS d
+    WHERE d.state = 'pending' AND {
+    _HELD_BACK.format(patience=f"strftime('{_SQLITE_FORMAT}', 'now', :waited)", now=SQLITE_NOW)
+}
+) AS held
+WHERE deliveries.id = held.id
+"""
+
+
+async def postpone(
+    connection: AsyncConnection, rooms: Sequence[Room], *, patience: timedelta
+) -> int:
+    """Take what is held back out of the way of the next claim; say how many.
+
+    Nothing stays away for longer than it would have to wait anyway, or a moment more: the
+    end of what it waits for wakes it, and if that goes wrong, its time comes by itself.
+    """
+    if _is_postgresql(connection):
+        arrays = zip(*((r.callback, r.limit, r.is_ordered) for r in rooms), strict=True)
+        parameters = (*map(list, arrays), SHORTLY, SOON, patience)
+        return (await connection.exec_driver_sql(_POSTPONE_POSTGRESQL, parameters)).rowcount
+    waits = {"shortly": SHORTLY, "soon": SOON, "patience": patience, "waited": -patience}
+    times = {name: _seconds(wait) for name, wait in waits.items()}
+    postponed = 0
+    for room in rooms:
+        if room.is_ordered:
+            named = times | {"callback": room.callback, "places": room.limit}
+            postponed += (await connection.exec_driver_sql(_POSTPONE_SQLITE, named)).rowcount
+    return postponed
+
+
+# The next of an envelope; a replay has the same place in the order as what it repeats.
+_FOLLOWING = """
+    following.callback = d.callback AND following.account = d.account
+    AND following.envelope_id = d.envelope_id AND following.due_at IS NOT NULL
+    AND following.sequence = (
+        SELECT min(n.sequence) FROM deliveries n
+        WHERE n.callback = d.callback AND n.account = d.account
+          AND n.envelope_id = d.envelope_id AND n.sequence > d.sequence
+          AND n.due_at IS NOT NULL
+    )
+    AND following.state = 'pending' AND following.attempts = following.spent
+    AND following.due_at > {now}"""
+_WAKE_POSTGRESQL = f"""
+UPDATE deliveries SET due_at = statement_timestamp() WHERE id = ANY (ARRAY(
+    SELECT woken.id FROM deliveries d CROSS JOIN LATERAL (
+        SELECT following.id FROM deliveries following
+        WHERE {_FOLLOWING.format(now="statement_timestamp()")}
+        FOR UPDATE OF following SKIP LOCKED
+    ) AS woken
+    WHERE d.id = ANY ($1::uuid[])
+))
+"""
+_WAKE_SQLITE = f"""
+UPDATE deliveries SET due_at = {SQLITE_NOW} WHERE id IN (
+    SELECT following.id FROM deliveries d
+    CROSS JOIN deliveries following ON {_FOLLOWING.format(now=SQLITE_NOW)}
+    WHERE d.id IN (SELECT value FROM json_each(?))
+)
+"""
+
+
+async def _wake(connection: AsyncConnection, ended: Sequence[UUID]) -> None:
+    """Make due now what was postponed right behind deliveries that are owed no longer."""
+    if not ended:
+        return
+    if _is_postgresql(connection):
+        await connection.exec_driver_sql(_WAKE_POSTGRESQL, (list(ended),))
+    else:
+        await connection.exec_driver_sql(_WAKE_SQLITE, (_hexes(ended),))
 
 
 _ANY_DUE_SQLITE = (
@@ -425,8 +566,11 @@ async def settle(
     if _is_postgresql(connection):
         arrays = [list(column) for column in zip(*map(_verdict_row, ordered), strict=True)]
         result = await connection.exec_driver_sql(_SETTLE_POSTGRESQL, (*arrays, worker))
-        return {row.id: row.due_at for row in result}
-    return await _settle_on_sqlite(connection, ordered, worker=worker)
+        settled = {row.id: row.due_at for row in result}
+    else:
+        settled = await _settle_on_sqlite(connection, ordered, worker=worker)
+    await _wake(connection, [id_ for id_, due_at in settled.items() if due_at is None])
+    return settled
 
 
 def _verdict_row(each: Settlement) -> tuple[Any, ...]:
@@ -669,6 +813,7 @@ async def retry(connection: AsyncConnection, delivery_id: UUID) -> None:
 async def discard(connection: AsyncConnection, delivery_id: UUID) -> None:
     """Owe a delivery no longer."""
     await _change(connection, _DISCARD, delivery_id)
+    await _wake(connection, [delivery_id])
 
 
 async def _change(connection: AsyncConnection, statement: str, delivery_id: UUID) -> None:

@@ -1,7 +1,7 @@
 """Deliveries in the database: claimed by one, in order, for a time; settled by who claimed them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -330,6 +330,185 @@ class TestOrder:
 
         assert [second] == [claim.id for claim in claims]
         assert first not in {claim.id for claim in claims}
+
+
+class TestHeldBack:
+    """What is held back gets out of the way of the claim, and comes back when it may run."""
+
+    async def chain(self, ledger: Ledger, length: int = 3) -> list[UUID]:
+        """Owe events of one envelope; the first fails, and the others are postponed."""
+        owed = [await ledger.owe_one(sequence=n) for n in range(1, length + 1)]
+        (claim,) = await ledger.claim()
+        await settle(ledger, verdict_on(claim, "failed"))
+        assert length - 1 == await self.postpone(ledger)
+        return owed
+
+    async def postpone(self, ledger: Ledger, *, patience: timedelta = PATIENCE) -> int:
+        rooms = [Room("file", 10, is_ordered=True)]
+        async with ledger.transaction() as connection:
+            return await deliveries.postpone(connection, rooms, patience=patience)
+
+    async def due_in(self, ledger: Ledger, delivery_id: UUID) -> timedelta:
+        due_at = (await ledger.delivery(delivery_id)).due_at
+        assert due_at is not None
+        return due_at - datetime.now(UTC)
+
+    async def fail_first(self, ledger: Ledger, delivery_id: UUID) -> Claim:
+        """Let the back-off of the first pass, and claim it again."""
+        await ledger.shift("deliveries", "due_at", -2 * MINUTE, state="pending", worker=WORKER)
+        (claim,) = await ledger.claim()
+        assert delivery_id == claim.id
+        return claim
+
+    async def test_it_is_away_until_the_first_one_is_tried_again(self, ledger: Ledger) -> None:
+        _, second, third = await self.chain(ledger)
+
+        for each in (second, third):
+            assert MINUTE / 2 < await self.due_in(ledger, each) <= MINUTE + deliveries.SHORTLY
+        assert 0 == await self.postpone(ledger)
+
+    async def test_but_no_longer_than_until_it_may_overtake(self, ledger: Ledger) -> None:
+        first = await ledger.owe_one(sequence=1)
+        second = await ledger.owe_one(sequence=2)
+        (claim,) = await ledger.claim()
+        await settle(ledger, verdict_on(claim, "failed", wait=60 * MINUTE))
+
+        await self.postpone(ledger, patience=2 * MINUTE)
+
+        assert first == claim.id
+        assert MINUTE < await self.due_in(ledger, second) <= 2 * MINUTE
+
+    @pytest.mark.parametrize("end", ["done", "dead"])
+    async def test_the_end_of_one_wakes_the_next_and_only_that(
+        self, ledger: Ledger, end: str
+    ) -> None:
+        first, second, _ = await self.chain(ledger)
+        claim = await self.fail_first(ledger, first)
+
+        await settle(ledger, verdict_on(claim, end))
+
+        assert [second] == [each.id for each in await ledger.claim()]
+
+    async def test_so_does_an_operator_who_discards_one(self, ledger: Ledger) -> None:
+        first, second, _ = await self.chain(ledger)
+
+        async with ledger.transaction() as connection:
+            await deliveries.discard(connection, first)
+
+        assert [second] == [each.id for each in await ledger.claim()]
+
+    async def test_one_that_backs_off_is_not_woken(self, ledger: Ledger) -> None:
+        first, second, _ = await self.chain(ledger)
+        await ledger.change("UPDATE deliveries SET attempts = 1 WHERE sequence = 2")
+        claim = await self.fail_first(ledger, first)
+
+        await settle(ledger, verdict_on(claim))
+
+        assert timedelta(0) < await self.due_in(ledger, second)
+
+    async def test_its_time_comes_without_being_woken(self, ledger: Ledger) -> None:
+        _, second, third = await self.chain(ledger)
+        await ledger.change(
+            "UPDATE deliveries SET state = 'done', due_at = NULL WHERE sequence = 1"
+        )
+        await ledger.make_due()
+
+        assert [second] == [each.id for each in await ledger.claim()]
+        await self.postpone(ledger)
+        assert timedelta(0) < await self.due_in(ledger, third) <= LEASE + deliveries.SHORTLY
+
+    async def test_who_is_postponed_is_not_overtaken(self, ledger: Ledger) -> None:
+        """It does not back off, it only waits: an old backlog is not mixed up."""
+        _, _, third = await self.chain(ledger)
+        await ledger.change(
+            "UPDATE deliveries SET state = 'done', due_at = NULL WHERE sequence = 1"
+        )
+        await ledger.shift("deliveries", "created_at", -PAST)
+        await ledger.shift("deliveries", "due_at", -PAST, id=third.hex)
+
+        assert [] == await ledger.claim()
+        assert 1 == await self.postpone(ledger)
+        assert await self.due_in(ledger, third) <= deliveries.SOON
+
+    async def test_one_at_work_and_one_without_order_stay_as_they_are(self, ledger: Ledger) -> None:
+        await ledger.owe_one(sequence=1)
+        await ledger.owe_one(sequence=2)
+        await ledger.owe_one(envelope=None, sequence=None)
+        await ledger.change("UPDATE deliveries SET state = 'running' WHERE sequence = 2")
+
+        assert 0 == await self.postpone(ledger)
+
+    async def hold_back(self, ledger: Ledger, number: int = 5000) -> None:
+        """Owe four events of each envelope; the first of each backs off."""
+        is_postgresql = ledger.database.is_postgresql
+        new = "gen_random_uuid()" if is_postgresql else "lower(hex(randomblob(16)))"
+        due = "now() + interval '{}'" if is_postgresql else deliveries.SQLITE_LATER
+        later, past = (
+            (due.format("10 min"), due.format("-1 min"))
+            if is_postgresql
+            else (due.replace("?", f"'{by}'") for by in ("+10 minutes", "-1 minutes"))
+        )
+        await ledger.change(
+            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number}), "  # noqa: S608
+            "s(k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM s WHERE k < 4) "
+            "INSERT INTO deliveries (id, event_id, callback, account, envelope_id, sequence, "
+            f"due_at, created_at, attempts) SELECT {new}, {new}, 'file', 'default', "
+            f"'held_' || i, k, CASE k WHEN 1 THEN {later} ELSE {past} END, {past}, "
+            "CASE k WHEN 1 THEN 1 ELSE 0 END FROM n, s"
+        )
+
+    async def test_thousands_of_them_hold_up_nobody(self, ledger: Ledger) -> None:
+        await ledger.register("mail")
+        await self.hold_back(ledger)
+        healthy = await ledger.owe_one("mail", envelope="env_1")
+        free = await ledger.owe_one("file", envelope="env_2")
+
+        assert [healthy] == [each.id for each in await ledger.claim("file", "mail")]
+
+        # As many pieces as it takes, each of them bounded.
+        pieces = []
+        while postponed := await self.postpone(ledger):
+            pieces.append(postponed)
+        assert 15_000 == sum(pieces)
+        assert max(pieces) <= deliveries.WINDOW + 10
+        assert [free] == [each.id for each in await ledger.claim("file", "mail")]
+
+    async def test_no_statement_visits_more_than_a_window_of_them(
+        self, postgres_ledger: Ledger
+    ) -> None:
+        await self.hold_back(postgres_ledger)
+        bound = deliveries.WINDOW + 10
+        room = "'{file}', '{10}', '{t}'"
+        statements = {
+            deliveries._CLAIM_POSTGRESQL: (
+                "text[], int4[], bool[], text, interval, interval",
+                f"{room}, 'w', '30 s', '15 min'",
+            ),
+            deliveries._POSTPONE_POSTGRESQL: (
+                "text[], int4[], bool[], interval, interval, interval",
+                f"{room}, '5 s', '30 s', '15 min'",
+            ),
+        }
+        for statement, (types, values) in statements.items():
+            # With the statistics of a quiet hour, too.
+            async with postgres_ledger.transaction() as connection:
+                await connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
+                await connection.exec_driver_sql(f"PREPARE bounded ({types}) AS {statement}")
+                explain = f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE bounded ({values})"
+                (answer,) = (await connection.exec_driver_sql(explain)).scalars()
+                await connection.exec_driver_sql("DEALLOCATE bounded")
+
+            for visited in scanned(answer[0]["Plan"]):
+                assert visited <= 2 * bound
+
+
+def scanned(plan: dict[str, Any]) -> Iterator[float]:
+    """How many rows each scan of deliveries in a plan has seen, those it threw away included."""
+    if plan.get("Relation Name") == "deliveries" and "Scan" in plan["Node Type"]:
+        rows = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+        yield rows * plan["Actual Loops"]
+    for part in plan.get("Plans", ()):
+        yield from scanned(part)
 
 
 class TestLoad:

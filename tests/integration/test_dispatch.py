@@ -18,6 +18,7 @@ import pytest
 from app.callbacks import Callbacks, Event, GiveUp, RetryLater
 from app.dispatch.options import DispatchOptions
 from app.dispatch.worker import Dispatcher
+from app.store import deliveries
 from app.store.ids import new_id
 from app.store.session import DatabaseAddress
 from tests.integration.ledger import QUICK, Ledger, until
@@ -262,6 +263,28 @@ class TestDelivery:
             await until(lambda: all_are(ledger, "done"))
 
         assert [1, 2, 3, 4, 5] == seen
+
+    async def test_those_that_are_held_back_hold_up_nobody(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        """More of them than one claim looks at, due before the one that may run."""
+        called: list[int | None] = []
+        await ledger.register("file")
+        await ledger.owe_one("file", envelope="env_0", sequence=1)
+        await ledger.claim("file")
+        held = [(new_id(), "file", "default", "env_0", n) for n in range(2, 3002)]
+        async with ledger.transaction() as connection:
+            await deliveries.enqueue(connection, held)
+        await ledger.owe_one("file", envelope="env_1", sequence=99)
+
+        @callbacks.on("*", name="file")
+        async def file(event: Event) -> None:
+            called.append(event.sequence)
+
+        with ledger.dispatching(callbacks, slots=4):
+            await until(lambda: called)
+
+        assert [99] == called
 
     async def test_one_that_was_overtaken_says_that_it_is_late(
         self, ledger: Ledger, callbacks: Callbacks

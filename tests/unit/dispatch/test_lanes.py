@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from app.callbacks import Callbacks, Event
 from app.dispatch.attempt import Call
 from app.dispatch.crew import Crew
@@ -38,6 +40,11 @@ def until(condition: Callable[[], object]) -> None:
 
 def threads_called(name: str) -> int:
     return sum(thread.name == name for thread in threading.enumerate())
+
+
+def no_thread(_: threading.Thread) -> None:
+    message = "can't start new thread"
+    raise RuntimeError(message)
 
 
 class TestThreads:
@@ -87,6 +94,22 @@ class TestThreads:
 
         until(lambda: len(ended) == 1)
         assert withdrawn not in ended
+
+    def test_what_has_no_thread_never_runs_and_holds_up_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ended: list[Job] = []
+        threads = Threads(ended.append, name="refused")
+        refused, accepted = jobs(lambda _: None, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            assert [refused] == threads.submit([refused])
+
+        assert [] == threads.submit([accepted])
+
+        until(lambda: ended and threads._idle == 1)
+        assert [accepted] == ended
+        assert refused.take()
 
 
 class TestLane:
@@ -161,6 +184,27 @@ class TestCrew:
         assert 3 == len(back)
         assert [] == crew.held
         assert 1 == len(ended)
+        crew.close(30)
+
+    async def test_what_has_no_thread_is_given_back_and_is_a_problem(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ended: list[object] = []
+        crew = Crew(asyncio.get_running_loop(), DispatchOptions(slots=1), on_end=ended.extend)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            crew.start(calls(lambda _: None, 2))
+
+            assert [] != crew.problems()
+            assert 1 == len(crew.held)
+            assert 1 == len(crew.take_refused())
+            assert [] == crew.take_refused()
+
+        crew.watch()
+        await asyncio.to_thread(until, lambda: ended)
+
+        assert [] == crew.problems()
+        assert [] == crew.held
         crew.close(30)
 
     async def test_what_never_began_is_not_stuck_when_it_is_written_off(self) -> None:
