@@ -694,16 +694,17 @@ class TestStop:
     async def test_what_was_claimed_and_has_not_begun_is_given_back_at_once(
         self, ledger: Ledger, callbacks: Callbacks
     ) -> None:
-        released = threading.Event()
+        began, released = threading.Event(), threading.Event()
 
         @callbacks.on("*", timeout=60)
         async def blocking(_: Event) -> None:
+            began.set()
             released.wait(20)
 
         for number in range(5):
             await ledger.owe_one("blocking", envelope=f"env_{number}")
         with ledger.dispatching(callbacks, block_limit=60 * SECOND) as dispatcher:
-            await until(lambda: dispatcher.counts().get("running") == 5)
+            await until(lambda: dispatcher.counts().get("running") == 5 and began.is_set())
             stopping = asyncio.create_task(asyncio.to_thread(dispatcher.stop, 20 * SECOND))
             await until(lambda: has_states(ledger, *["pending"] * 4, "running"))
             released.set()
