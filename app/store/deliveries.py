@@ -354,10 +354,9 @@ async def postpone(
     waits = {"shortly": SHORTLY, "soon": SOON, "patience": patience, "waited": -patience}
     times = {name: _seconds(wait) for name, wait in waits.items()}
     postponed = 0
-    for room in rooms:
-        if room.is_ordered:
-            named = times | {"callback": room.callback, "places": room.limit}
-            postponed += (await connection.exec_driver_sql(_POSTPONE_SQLITE, named)).rowcount
+    for room in [room for room in rooms if room.is_ordered]:
+        named = times | {"callback": room.callback, "places": room.limit}
+        postponed += (await connection.exec_driver_sql(_POSTPONE_SQLITE, named)).rowcount
     return postponed
 
 
