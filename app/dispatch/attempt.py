@@ -14,7 +14,8 @@ from app.dispatch import blame
 from app.dispatch.event import Event, build
 from app.dispatch.registry import Callback
 from app.errors import GiveUp, RetryLater
-from app.store.deliveries import Claim, Content
+from app.store.claims import Claim
+from app.store.contents import Content
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from app.dispatch.registry import Callback
-from app.store.deliveries import Room
+from app.store.claims import Room
 
 # A callback with a backlog may take so many times the share of one without.
 BACKLOG_WEIGHT = 4

@@ -10,7 +10,7 @@ from app.dispatch.attempt import Call, Outcome, Verdict, timed_out
 from app.dispatch.capacity import Load
 from app.dispatch.lanes import Job, Lane, Outbox, Threads
 from app.dispatch.options import DispatchOptions
-from app.store.deliveries import Held
+from app.store.claims import Held
 from app.telemetry import get_logger
 
 log = get_logger("dispatch")

@@ -20,8 +20,9 @@ from app.dispatch.options import DispatchOptions
 from app.dispatch.registry import Callback
 from app.dispatch.settling import Settler
 from app.store import callbacks as subscriptions
-from app.store import deliveries
-from app.store.deliveries import Claim, Content, Held
+from app.store import claims, contents, deliveries
+from app.store.claims import Claim, Held, Room
+from app.store.contents import Content
 from app.store.session import Database
 from app.telemetry import get_logger
 
@@ -152,28 +153,28 @@ class Engine:
         if not rooms or not await self._is_worth_it(rooms):
             return False
         async with self._begin() as connection:
-            claims = await deliveries.claim(
+            claimed = await claims.claim(
                 connection,
                 rooms,
                 worker=self._worker,
                 lease=self._options.lease,
                 patience=self._options.order_max_wait,
             )
-            contents = await deliveries.load(connection, [c.id for c in claims]) if claims else {}
-        self._note_hunger(rooms, claims)
+            found = await contents.load(connection, [c.id for c in claimed]) if claimed else {}
+        self._note_hunger(rooms, claimed)
         if self._is_stopping.is_set():
-            await self._give_back([(claim.id, claim.token) for claim in claims])
+            await self._give_back([(claim.id, claim.token) for claim in claimed])
             return False
-        self._start(claims, contents)
-        return await self._postpone(rooms) or (bool(self._hungry) and bool(claims))
+        self._start(claimed, found)
+        return await self._postpone(rooms) or (bool(self._hungry) and bool(claimed))
 
-    async def _postpone(self, rooms: Sequence[deliveries.Room]) -> bool:
+    async def _postpone(self, rooms: Sequence[Room]) -> bool:
         """Clear the way if a claim found too little; True if there may be more behind it."""
         short = [r for r in rooms if r.is_ordered and r.callback not in self._hungry]
         if not short or time.monotonic() < self._postpone_at:
             return False
         async with self._begin() as connection:
-            postponed = await deliveries.postpone(
+            postponed = await claims.postpone(
                 connection, short, patience=self._options.order_max_wait
             )
         # A claim is often short because there is no more; that need not be asked each time.
@@ -181,7 +182,7 @@ class Engine:
         self._postpone_at = time.monotonic() + pause
         return bool(postponed)
 
-    def _rooms(self) -> list[deliveries.Room]:
+    def _rooms(self) -> list[Room]:
         served = [
             callback
             for callback in self._callbacks.values()
@@ -191,15 +192,15 @@ class Engine:
         first = self._turns % len(served) if served else 0
         return share(served[first:] + served[:first], self.crew.load(self._hungry))
 
-    async def _is_worth_it(self, rooms: Sequence[deliveries.Room]) -> bool:
+    async def _is_worth_it(self, rooms: Sequence[Room]) -> bool:
         if self._database.is_postgresql:
             return True
         async with self._begin(is_reading=True) as connection:
-            return await deliveries.is_any_due(connection, [room.callback for room in rooms])
+            return await claims.is_any_due(connection, [room.callback for room in rooms])
 
-    def _note_hunger(self, rooms: Sequence[deliveries.Room], claims: Sequence[Claim]) -> None:
+    def _note_hunger(self, rooms: Sequence[Room], claimed: Sequence[Claim]) -> None:
         taken: dict[str, int] = {}
-        for claim in claims:
+        for claim in claimed:
             taken[claim.callback] = taken.get(claim.callback, 0) + 1
         for room in rooms:
             if taken.get(room.callback, 0) >= room.limit:
@@ -207,8 +208,8 @@ class Engine:
             else:
                 self._hungry.discard(room.callback)
 
-    def _start(self, claims: Sequence[Claim], contents: dict[Any, Content]) -> None:
-        calls = [Call(self._callbacks[c.callback], c, contents.get(c.id)) for c in claims]
+    def _start(self, claimed: Sequence[Claim], found: dict[Any, Content]) -> None:
+        calls = [Call(self._callbacks[c.callback], c, found.get(c.id)) for c in claimed]
         self.totals["claimed"] += len(calls)
         now = datetime.now(UTC)
         spent = [call for call in calls if _is_exhausted(call)]
@@ -243,7 +244,7 @@ class Engine:
         if not held:
             return
         async with self._begin() as connection:
-            ours = await deliveries.renew(connection, held, lease=self._options.lease)
+            ours = await claims.renew(connection, held, lease=self._options.lease)
         lost = self.crew.abandon(key for key in held if key[0] not in ours)
         for job in lost:
             log.warning("lease.lost", delivery_id=str(job.call.claim.id))
@@ -323,7 +324,7 @@ class Engine:
         while held:
             try:
                 async with self._begin() as connection:
-                    await deliveries.release(connection, held)
+                    await claims.release(connection, held)
             except Exception as error:  # noqa: BLE001  # tried until the time to stop is over
                 log.warning("release.failed", error=blame.summarise(error))
                 await asyncio.sleep(0.2)

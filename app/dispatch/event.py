@@ -9,7 +9,8 @@ from typing import Any
 
 from app.errors import AppError
 from app.events.redaction import redact
-from app.store.deliveries import Claim, Content, Decoded, decode
+from app.store.claims import Claim
+from app.store.contents import Content, Decoded, decode
 
 
 class Undecodable(AppError):

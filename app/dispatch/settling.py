@@ -11,9 +11,9 @@ from uuid import UUID
 
 from app.dispatch.attempt import Call, Dead, Done, Failed, Outcome, Skipped
 from app.dispatch.schedule import next_try
-from app.store import deliveries
-from app.store.deliveries import Settlement
+from app.store import deliveries, verdicts
 from app.store.session import DatabaseError, blames_data
+from app.store.verdicts import Settlement
 from app.telemetry import get_logger
 
 log = get_logger("dispatch")
@@ -139,7 +139,7 @@ class Settler:
         """Write rows in one transaction; None if the database refuses one for what it says."""
         try:
             async with self._begin() as connection:
-                return await deliveries.settle(connection, rows, worker=self._worker)
+                return await verdicts.settle(connection, rows, worker=self._worker)
         except DatabaseError as error:
             if not blames_data(error):
                 raise

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.store import deliveries
 from app.store.base import text_to_time, time_to_text
 from app.store.bulk import dumps
-from app.store.deliveries import SQLITE_LATER, SQLITE_NOW
+from app.store.dialects import SQLITE_LATER, SQLITE_NOW, is_postgresql
 from app.store.ids import first_id_at
 from app.store.models import CallbackRow
 
@@ -59,10 +59,6 @@ def matches(pattern: str, event_type: str) -> bool:
 _callbacks = CallbackRow.__table__
 
 
-def _is_postgresql(connection: AsyncConnection) -> bool:
-    return connection.dialect.name != "sqlite"
-
-
 _REGISTER = """
 INSERT INTO callbacks (name, patterns, account, options, first_seen_at, last_seen_at, swept_at)
 VALUES ({values}, {now}, {now}, {now})
@@ -84,7 +80,7 @@ _TOUCH_SQLITE = (
 
 async def register(connection: AsyncConnection, subscriptions: Sequence[Subscription]) -> None:
     """Write down that these are served from now on, and owe again what was set aside."""
-    statement = _REGISTER_POSTGRESQL if _is_postgresql(connection) else _REGISTER_SQLITE
+    statement = _REGISTER_POSTGRESQL if is_postgresql(connection) else _REGISTER_SQLITE
     # One order for every process, so that two of them never wait for each other crosswise.
     for each in sorted(subscriptions, key=lambda s: s.name):
         parameters = (each.name, dumps(each.patterns), each.account, dumps(dict(each.options)))
@@ -102,7 +98,7 @@ async def unpark(connection: AsyncConnection, names: Sequence[str]) -> int:
 
 async def touch(connection: AsyncConnection, names: Sequence[str]) -> bool:
     """Say that these are still served; False if some of them must be registered first."""
-    if _is_postgresql(connection):
+    if is_postgresql(connection):
         result = await connection.exec_driver_sql(_TOUCH_POSTGRESQL, (sorted(names),))
     else:
         result = await connection.exec_driver_sql(_TOUCH_SQLITE, (json.dumps(list(names)),))
@@ -146,7 +142,7 @@ async def read_all(connection: AsyncConnection, *, unserved_after: timedelta) ->
 
 
 async def _now(connection: AsyncConnection) -> datetime:
-    if _is_postgresql(connection):
+    if is_postgresql(connection):
         now: datetime = (
             await connection.execute(text("SELECT statement_timestamp()"))
         ).scalar_one()
@@ -205,7 +201,7 @@ def _time_of(event_id: UUID) -> datetime:
 
 
 async def _tasks(connection: AsyncConnection, *, every: timedelta) -> list[_Task]:
-    if _is_postgresql(connection):
+    if is_postgresql(connection):
         rows = (await connection.exec_driver_sql(_TASKS_POSTGRESQL, (every,))).all()
     else:
         ago = f"{-every.total_seconds():+.3f} seconds"
@@ -300,7 +296,7 @@ async def _end_of_span(connection: AsyncConnection, first: UUID, *, limit: int) 
 async def _rows(
     connection: AsyncConnection, postgresql: str, sqlite: str, parameters: Sequence[Any]
 ) -> Sequence[Any]:
-    if _is_postgresql(connection):
+    if is_postgresql(connection):
         return (await connection.exec_driver_sql(postgresql, tuple(parameters))).all()
     written = tuple(_for_sqlite(value) for value in parameters)
     return (await connection.exec_driver_sql(sqlite, written)).all()
@@ -323,7 +319,7 @@ def _id(value: UUID | str) -> UUID:
 
 
 async def _mark_swept(connection: AsyncConnection, name: str, at: datetime) -> None:
-    if _is_postgresql(connection):
+    if is_postgresql(connection):
         await connection.exec_driver_sql(_SWEPT_POSTGRESQL, (at, name))
     else:
         await connection.exec_driver_sql(_SWEPT_SQLITE, (time_to_text(at), name))

@@ -13,9 +13,10 @@ from sqlalchemy import select, text
 from app.dispatch.options import DispatchOptions
 from app.dispatch.registry import Callbacks
 from app.dispatch.worker import Dispatcher
-from app.store import callbacks, deliveries, events
+from app.store import callbacks, claims, deliveries, events
 from app.store.callbacks import Subscription
-from app.store.deliveries import Claim, Delivery, Room
+from app.store.claims import Claim, Room
+from app.store.deliveries import Delivery
 from app.store.ids import new_id
 from app.store.models import AttemptRow, AuditRow, EnvelopeRow, EventRow
 from app.store.session import Database, DatabaseAddress
@@ -117,7 +118,7 @@ class Ledger:
     ) -> list[Claim]:
         rooms = [Room(name, limit, is_ordered) for name in names or ("file",)]
         async with self.transaction() as connection:
-            return await deliveries.claim(
+            return await claims.claim(
                 connection, rooms, worker=worker, lease=lease, patience=patience
             )
 

@@ -8,10 +8,13 @@ from uuid import UUID
 
 import pytest
 
-from app.store import callbacks, deliveries
+from app.store import callbacks, claims, contents, deliveries, verdicts
 from app.store.callbacks import Subscription
-from app.store.deliveries import Claim, Delivery, Room, Settlement
+from app.store.claims import Claim, Room
+from app.store.deliveries import Delivery
+from app.store.dialects import SQLITE_LATER
 from app.store.ids import first_id_at, new_id
+from app.store.verdicts import Settlement
 from tests.integration.ledger import LEASE, PATIENCE, WORKER, Ledger, until
 
 MINUTE = timedelta(minutes=1)
@@ -53,7 +56,7 @@ def verdict_on(claim: Claim, verdict: str = "done", **changes: Any) -> Settlemen
 
 async def settle(ledger: Ledger, *settlements: Settlement) -> dict[UUID, datetime | None]:
     async with ledger.transaction() as connection:
-        return await deliveries.settle(connection, settlements, worker=WORKER)
+        return await verdicts.settle(connection, settlements, worker=WORKER)
 
 
 class TestEnqueue:
@@ -187,9 +190,7 @@ class TestClaim:
         async with postgres_ledger.transaction() as connection:
             await connection.exec_driver_sql("SELECT pg_sleep(0.5)")
             rooms = [Room("file", 1, is_ordered=True)]
-            await deliveries.claim(
-                connection, rooms, worker=WORKER, lease=MINUTE, patience=PATIENCE
-            )
+            await claims.claim(connection, rooms, worker=WORKER, lease=MINUTE, patience=PATIENCE)
             left = "SELECT due_at - now() FROM deliveries"
             lease = (await connection.exec_driver_sql(left)).scalar_one()
 
@@ -203,7 +204,7 @@ class TestClaim:
             "FROM generate_series(1, 50000)"
         )
         await postgres_ledger.change("ANALYZE deliveries")
-        statement = deliveries._CLAIM_POSTGRESQL
+        statement = claims._CLAIM_POSTGRESQL
         types = "text[], int4[], bool[], text, interval, interval"
         async with postgres_ledger.transaction() as connection:
             await connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
@@ -346,7 +347,7 @@ class TestHeldBack:
     async def postpone(self, ledger: Ledger, *, patience: timedelta = PATIENCE) -> int:
         rooms = [Room("file", 10, is_ordered=True)]
         async with ledger.transaction() as connection:
-            return await deliveries.postpone(connection, rooms, patience=patience)
+            return await claims.postpone(connection, rooms, patience=patience)
 
     async def due_in(self, ledger: Ledger, delivery_id: UUID) -> timedelta:
         due_at = (await ledger.delivery(delivery_id)).due_at
@@ -364,7 +365,7 @@ class TestHeldBack:
         _, second, third = await self.chain(ledger)
 
         for each in (second, third):
-            assert MINUTE / 2 < await self.due_in(ledger, each) <= MINUTE + deliveries.SHORTLY
+            assert MINUTE / 2 < await self.due_in(ledger, each) <= MINUTE + claims.SHORTLY
         assert 0 == await self.postpone(ledger)
 
     async def test_but_no_longer_than_until_it_may_overtake(self, ledger: Ledger) -> None:
@@ -415,7 +416,7 @@ class TestHeldBack:
 
         assert [second] == [each.id for each in await ledger.claim()]
         await self.postpone(ledger)
-        assert timedelta(0) < await self.due_in(ledger, third) <= LEASE + deliveries.SHORTLY
+        assert timedelta(0) < await self.due_in(ledger, third) <= LEASE + claims.SHORTLY
 
     async def test_who_is_postponed_is_not_overtaken(self, ledger: Ledger) -> None:
         """It does not back off, it only waits: an old backlog is not mixed up."""
@@ -428,7 +429,7 @@ class TestHeldBack:
 
         assert [] == await ledger.claim()
         assert 1 == await self.postpone(ledger)
-        assert await self.due_in(ledger, third) <= deliveries.SOON
+        assert await self.due_in(ledger, third) <= claims.SOON
 
     async def test_one_at_work_and_one_without_order_stay_as_they_are(self, ledger: Ledger) -> None:
         await ledger.owe_one(sequence=1)
@@ -442,7 +443,7 @@ class TestHeldBack:
         """Owe four events of each envelope; the first of each backs off."""
         is_postgresql = ledger.database.is_postgresql
         new = "gen_random_uuid()" if is_postgresql else "lower(hex(randomblob(16)))"
-        due = "now() + interval '{}'" if is_postgresql else deliveries.SQLITE_LATER
+        due = "now() + interval '{}'" if is_postgresql else SQLITE_LATER
         later, past = (
             (due.format("10 min"), due.format("-1 min"))
             if is_postgresql
@@ -470,21 +471,21 @@ class TestHeldBack:
         while postponed := await self.postpone(ledger):
             pieces.append(postponed)
         assert 15_000 == sum(pieces)
-        assert max(pieces) <= deliveries.WINDOW + 10
+        assert max(pieces) <= claims.WINDOW + 10
         assert [free] == [each.id for each in await ledger.claim("file", "mail")]
 
     async def test_no_statement_visits_more_than_a_window_of_them(
         self, postgres_ledger: Ledger
     ) -> None:
         await self.hold_back(postgres_ledger)
-        bound = deliveries.WINDOW + 10
+        bound = claims.WINDOW + 10
         room = "'{file}', '{10}', '{t}'"
         statements = {
-            deliveries._CLAIM_POSTGRESQL: (
+            claims._CLAIM_POSTGRESQL: (
                 "text[], int4[], bool[], text, interval, interval",
                 f"{room}, 'w', '30 s', '15 min'",
             ),
-            deliveries._POSTPONE_POSTGRESQL: (
+            claims._POSTPONE_POSTGRESQL: (
                 "text[], int4[], bool[], interval, interval, interval",
                 f"{room}, '5 s', '30 s', '15 min'",
             ),
@@ -512,10 +513,10 @@ def scanned(plan: dict[str, Any]) -> Iterator[float]:
 
 
 class TestLoad:
-    async def load(self, ledger: Ledger, *ids: UUID) -> deliveries.Decoded:
+    async def load(self, ledger: Ledger, *ids: UUID) -> contents.Decoded:
         async with ledger.transaction() as connection:
-            contents = await deliveries.load(connection, ids)
-        return deliveries.decode(contents[ids[0]])
+            found = await contents.load(connection, ids)
+        return contents.decode(found[ids[0]])
 
     async def test_gives_event_bytes_and_envelope_in_one_query(self, ledger: Ledger) -> None:
         await ledger.envelope(status="signed", fields_status="ready", parties=[{"name": "Ada"}])
@@ -653,7 +654,7 @@ class TestLease:
 
         async with ledger.transaction() as connection:
             held = [(claim.id, claim.token), (new_id(), 1)]
-            ours = await deliveries.renew(connection, held, lease=MINUTE)
+            ours = await claims.renew(connection, held, lease=MINUTE)
 
         row = await ledger.delivery(claim.id)
         assert {claim.id} == ours
@@ -667,7 +668,7 @@ class TestLease:
         await ledger.claim(worker="worker-2")
 
         async with ledger.transaction() as connection:
-            ours = await deliveries.renew(connection, [(claim.id, claim.token)], lease=LEASE)
+            ours = await claims.renew(connection, [(claim.id, claim.token)], lease=LEASE)
 
         assert set() == ours
 
@@ -676,7 +677,7 @@ class TestLease:
         (claim,) = await ledger.claim()
 
         async with ledger.transaction() as connection:
-            await deliveries.release(connection, [(claim.id, claim.token)])
+            await claims.release(connection, [(claim.id, claim.token)])
 
         row = await ledger.delivery(claim.id)
         (again,) = await ledger.claim()
@@ -921,7 +922,7 @@ async def test_a_poll_of_sqlite_asks_before_it_locks(sqlite_url: str) -> None:
 
     async def is_any_due() -> bool:
         async with ledger.database.begin(limit=MINUTE, is_reading=True) as connection:
-            return await deliveries.is_any_due(connection, ["file"])
+            return await claims.is_any_due(connection, ["file"])
 
     assert not await is_any_due()
     await ledger.owe_one()

@@ -10,7 +10,7 @@ import pytest
 from app.callbacks import Callbacks, Event
 from app.dispatch import control
 from app.errors import NotAllowed, NotFound
-from app.store.deliveries import Claim
+from app.store.claims import Claim
 from tests.integration.ledger import Ledger, until
 
 ACTOR = "ada"

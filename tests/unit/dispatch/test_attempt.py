@@ -9,7 +9,8 @@ import pytest
 
 from app.callbacks import Callbacks, Event, GiveUp, RetryLater
 from app.dispatch.attempt import Call, Dead, Done, Failed, Skipped, exhausted, run, run_plain
-from app.store.deliveries import Claim, Content
+from app.store.claims import Claim
+from app.store.contents import Content
 from app.store.ids import new_id
 
 # As PostgreSQL's driver gives them: id, is late, body, then the event, then no envelope.

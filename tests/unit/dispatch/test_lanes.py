@@ -12,7 +12,8 @@ from app.dispatch.attempt import Call
 from app.dispatch.crew import Crew
 from app.dispatch.lanes import Job, Lane, Threads
 from app.dispatch.options import DispatchOptions
-from app.store.deliveries import Claim, Content
+from app.store.claims import Claim
+from app.store.contents import Content
 from app.store.ids import new_id
 from tests.unit.dispatch.test_attempt import CONTENT
 
