@@ -9,6 +9,9 @@ PIP := PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(PYTHON) -m pip --python $(PY
 	install --quiet --no-input --root-user-action=ignore --require-hashes
 UV ?= uv
 WORKERS ?= auto
+# Libraries for built-in callbacks: EXTRAS="nats blob" make run
+EXTRAS ?=
+ALL_EXTRAS := blob kafka nats rabbitmq redis
 
 # What must be covered to the last branch: losing an event hides in these.
 CORE := app/events/**,app/intake.py,app/intake/**,app/dispatch/**,app/store/**
@@ -22,7 +25,7 @@ help: ## Show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) \
 		| while IFS=@ read -r verb text; do printf '%-16s %s\n' "$$verb" "$$text"; done
 
-setup: $(VENV)/run.stamp ## Install what the service needs into .venv
+setup: $(VENV)/run.stamp $(EXTRAS:%=$(VENV)/extra-%.stamp) ## Install what the service needs into .venv (EXTRAS="nats blob")
 
 run: setup ## Set everything up and run the service on SQLite (PORT=9000 make run)
 	@mkdir -p -m 700 var
@@ -48,7 +51,7 @@ fix: $(VENV)/tools.stamp ## Format the code and repair what the linter can repai
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-bench: $(VENV)/test.stamp ## Measure, and print a table of ratios
+bench: $(VENV)/bench.stamp ## Measure, and print a table of ratios
 	@exec $(PY) -m tests.bench $(ARGS)
 
 soak: $(VENV)/test.stamp ## Kill two replicas under load, and count (ARGS="--events 50000 --kills 50")
@@ -68,8 +71,11 @@ lock: ## Make the lists in requirements/ anew (needs uv: python3 -m pip install 
 	@command -v $(UV) >/dev/null || { \
 		echo 'Locking needs uv: "$(PYTHON) -m pip install uv", or UV=/path/to/uv make lock' >&2; exit 1; }
 	$(COMPILE) $(ARGS) pyproject.toml -o requirements/run.txt
-	$(COMPILE) $(ARGS) --group test -c requirements/run.txt -o requirements/test.txt
+	$(COMPILE) $(ARGS) --group test pyproject.toml --all-extras -c requirements/run.txt -o requirements/test.txt
 	$(COMPILE) $(ARGS) --group tools -c requirements/run.txt -c requirements/test.txt -o requirements/tools.txt
+	$(COMPILE) $(ARGS) --group bench -c requirements/run.txt -c requirements/test.txt -o requirements/bench.txt
+	for extra in $(ALL_EXTRAS); do $(COMPILE) $(ARGS) pyproject.toml --extra $$extra \
+		-c requirements/test.txt -o requirements/extra-$$extra.txt || exit; done
 
 # No header and no addresses: both would tell where this was made, not what is in it.
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -93,6 +99,16 @@ $(VENV)/run.stamp: requirements/run.txt | $(PY)
 	@touch $@
 
 $(VENV)/test.stamp: requirements/test.txt $(VENV)/run.stamp
+	@echo 'Installing $<'
+	@$(PIP) -r $<
+	@touch $@
+
+$(VENV)/bench.stamp: requirements/bench.txt $(VENV)/test.stamp
+	@echo 'Installing $<'
+	@$(PIP) -r $<
+	@touch $@
+
+$(VENV)/extra-%.stamp: requirements/extra-%.txt $(VENV)/run.stamp
 	@echo 'Installing $<'
 	@$(PIP) -r $<
 	@touch $@
