@@ -9,6 +9,7 @@ AppError
 ├── CallbackSignal          raised by authors of callbacks to steer a delivery
 │   ├── RetryLater
 │   └── GiveUp
+├── TransactionRefused      a callback used its session as it must not
 ├── NotFound                an operator named something that is not there
 ├── NotAllowed              an operator asked for what the state of a thing forbids
 └── ConfigError             wrong wiring: the process must not start
@@ -80,6 +81,10 @@ class GiveUp(CallbackSignal):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
+
+
+class TransactionRefused(AppError):
+    """A callback ended the transaction of its session, or kept it open for too long."""
 
 
 class NotFound(AppError):

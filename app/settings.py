@@ -11,7 +11,7 @@ import re
 from collections import ChainMap
 from collections.abc import Mapping
 from datetime import timedelta
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,6 +46,9 @@ SECRETS = (
     "API_TOKENS",
     "DATABASE_URL",
     "MIGRATE_DATABASE_URL",
+    "FORWARD_SECRETS",
+    "SLACK_URL",
+    "PUBLISH_URL",
 )
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -105,6 +108,26 @@ def _secret(value: Any) -> Any:
     return secret
 
 
+def _words(value: Any) -> Any:
+    """Read a list that is separated by commas."""
+    if not isinstance(value, str):
+        return value
+    return tuple(word for part in value.split(",") if (word := part.strip()))
+
+
+def _network(value: Any) -> Any:
+    try:
+        ip_network(str(value), strict=False)
+    except ValueError:
+        message = f"{str(value)[:60]!r} is no network: write 10.1.0.0/16, or one address"
+        raise ValueError(message) from None
+    return value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Networks = Annotated[
+    tuple[Annotated[str, BeforeValidator(_network)], ...], NoDecode, BeforeValidator(_words)
+]
 Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta(0))]
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Scope = Literal["read", "operate", "raw"]
@@ -238,6 +261,23 @@ class Settings(BaseSettings):
     delivery_concurrency: int = Field(default=64, ge=1, le=1000)
     order_max_wait: Duration = timedelta(minutes=15)
     shutdown_grace: Duration = timedelta(seconds=20)
+
+    # What comes along: each of these is used by the built-in callback of its name.
+    forward_url: str | None = None
+    forward_secrets: Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(_words)] = ()
+    forward_events: Words = ("*",)
+    forward_timeout: Duration = timedelta(seconds=15)
+    forward_allow: Networks = ()
+    slack_url: Secret | None = None
+    slack_events: Words = ("envelope.signed", "envelope.declined", "envelope.voided")
+    archive_url: str = "var/archive"
+    archive_max_bytes: int = Field(default=50 * 1024 * 1024, ge=1024, le=2 * 1024**3)
+    publish_url: Secret | None = None
+    publish_to: str = "atlas"
+    publish_source: str = "atlas-receiver"
+    publish_events: Words = ("*",)
+    command_line: str | None = None
+    command_events: Words = ("*",)
 
     # Who may ask.
     api_tokens: Annotated[Mapping[str, TokenSpec], NoDecode] = {}

@@ -93,7 +93,7 @@ def _key(account: str, spec: KeySpec) -> Key:
 
 def load_callbacks(settings: Settings) -> tuple[Callback, ...]:
     """Import what `CALLBACKS` names."""
-    return load(settings.callbacks)
+    return load(settings.callbacks, settings)
 
 
 def worker_name() -> str:

@@ -18,8 +18,9 @@ another try at a time of your choice, `GiveUp` to make the delivery a dead lette
 and anything else for another try after the usual wait.
 """
 
-from app.dispatch.event import Event
+from app.dispatch.event import Envelope, Event
 from app.dispatch.registry import Callbacks
 from app.errors import GiveUp, RetryLater
+from app.events.parties import Party
 
-__all__ = ["Callbacks", "Event", "GiveUp", "RetryLater"]
+__all__ = ["Callbacks", "Envelope", "Event", "GiveUp", "Party", "RetryLater"]

@@ -18,7 +18,7 @@ async def audit_log(event: Event) -> None:
         event_id=event.id,
         event_type=event.type,
         envelope_id=event.envelope_id,
-        fields_status=event.envelope["fields_status"] if event.envelope else None,
+        fields_status=event.envelope.fields_status if event.envelope else None,
         status=event.status,
         is_late=event.is_late,
     )

@@ -1,8 +1,16 @@
-"""Turn `CALLBACKS`, a list of `package.module:attribute`, into callbacks, or say what is wrong."""
+"""Turn `CALLBACKS`, a list of names, into callbacks, or say what is wrong.
+
+A name is `package.module:attribute`, or that of an entry point which an installed package
+has in the group `atlas_receiver.callbacks`. It leads to a `Callbacks` object, or to a
+function that makes one of the settings, as the built-in ones are.
+"""
 
 import importlib
 import sys
 import traceback
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from inspect import isfunction
 from pathlib import Path
 from types import ModuleType
 
@@ -10,12 +18,19 @@ from app.dispatch import blame
 from app.dispatch.registry import Callback, Callbacks, duplicate
 from app.errors import ConfigError
 
+GROUP = "atlas_receiver.callbacks"
 
-def load(spec: str) -> tuple[Callback, ...]:
-    """Import what `spec` names; raises `ConfigError` with the remedy. Empty means none."""
+
+def load(spec: str, settings: object = None) -> tuple[Callback, ...]:
+    """Import what `spec` names; raises `ConfigError` with the remedy. Empty means none.
+
+    `settings` is what functions that make callbacks are called with.
+    """
     found: dict[str, Callback] = {}
-    for name in filter(None, (part.strip() for part in spec.split(","))):
-        for callback in _callbacks(name):
+    # One name twice is one set of callbacks, also where a function makes it.
+    names = dict.fromkeys(filter(None, (part.strip() for part in spec.split(","))))
+    for name in names:
+        for callback in _callbacks(name, settings):
             known = found.setdefault(callback.name, callback)
             # One object named twice, or re-exported by another module, is one object.
             if known is not callback:
@@ -23,15 +38,25 @@ def load(spec: str) -> tuple[Callback, ...]:
     return tuple(found.values())
 
 
-def _callbacks(name: str) -> Callbacks:
-    module_name, colon, attribute = name.partition(":")
+def _callbacks(name: str, settings: object) -> Callbacks:
+    module_name, colon, attribute = (_installed(name) or name).partition(":")
     if not (module_name.strip() and colon and attribute.strip()):
         raise ConfigError(
             f"CALLBACKS names {name!r}: write package.module:attribute, "
-            "for example my_package.onboarding:callbacks"
+            f"for example my_package.onboarding:callbacks{_offer()}"
         )
     module = _module(module_name.strip())
-    return _attribute(module, attribute.strip())
+    return _attribute(module, attribute.strip(), settings)
+
+
+def _installed(name: str) -> str | None:
+    """Give what an entry point of this name leads to."""
+    return next((entry.value for entry in entry_points(group=GROUP, name=name)), None)
+
+
+def _offer() -> str:
+    names = sorted({entry.name for entry in entry_points(group=GROUP)})
+    return f"; installed packages offer {', '.join(names)}" if names else ""
 
 
 def _module(name: str) -> ModuleType:
@@ -71,8 +96,10 @@ def _broken(name: str, error: BaseException) -> str:
     return f"CALLBACKS names the module {name!r}, which fails on import{place}: {reason}"
 
 
-def _attribute(module: ModuleType, attribute: str) -> Callbacks:
+def _attribute(module: ModuleType, attribute: str, settings: object) -> Callbacks:
     found = getattr(module, attribute, None)
+    if isfunction(found):
+        found = _made(f"{module.__name__}:{attribute}", found, settings)
     if isinstance(found, Callbacks):
         return _filled(module, attribute, found)
     name = f"{module.__name__}:{attribute}"
@@ -88,6 +115,19 @@ def _attribute(module: ModuleType, attribute: str) -> Callbacks:
         else "it has none: write `callbacks = Callbacks()`, and @callbacks.on(…) above a function"
     )
     raise ConfigError(f"CALLBACKS names {name!r}, but {module.__name__} {problem}; {hint}")
+
+
+def _made(name: str, make: Callable[[object], object], settings: object) -> object:
+    try:
+        return make(settings)
+    except ConfigError as error:
+        raise ConfigError(f"CALLBACKS names {name!r}: {error}") from error
+    except Exception as error:
+        reason = blame.describe(error)
+        raise ConfigError(
+            f"CALLBACKS names the function {name!r}, which is called with the settings "
+            f"and fails: {reason}"
+        ) from error
 
 
 def _filled(module: ModuleType, attribute: str, found: Callbacks) -> Callbacks:

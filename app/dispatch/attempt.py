@@ -6,6 +6,7 @@ Nothing that a callback does or raises gets past here: a verdict is the only way
 import asyncio
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,7 +21,9 @@ from app.store.contents import Content
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The callback returned."""
+    """The callback returned; what it wrote with its session is committed with that."""
+
+    is_committed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Skipped:
 Verdict = Done | Failed | Dead | Skipped
 
 DONE = Done()
+COMMITTED = Done(is_committed=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,14 @@ class Call:
     callback: Callback
     claim: Claim
     content: Content | None
+    # An event that is there already; else it is made of the content.
+    event: Event | None = None
 
     @property
     def event_type(self) -> str:
         """The type of its event, as far as it is known."""
+        if self.event is not None:
+            return self.event.type
         return (self.content.event_type if self.content else None) or ""
 
 
@@ -77,7 +85,11 @@ class Outcome:
     finished_at: datetime
 
 
-async def run(call: Call) -> Verdict:
+# Opens a session whose writes are committed together with the end of the delivery.
+Transact = Callable[[Call], AbstractAsyncContextManager[Any]]
+
+
+async def run(call: Call, transact: Transact) -> Verdict:
     """Call an `async def`, for as long as its time-out allows."""
     timer = asyncio.timeout(call.callback.timeout.total_seconds())
     try:
@@ -85,12 +97,20 @@ async def run(call: Call) -> Verdict:
             event = _event(call)
             if not _is_wanted(call.callback, event):
                 return Skipped("where= answered false")
-            await call.callback.function(event)
+            return await _call(call, event, transact)
     except TimeoutError as error:
         return timed_out(call) if timer.expired() else judge(call, error)
     except BaseException as error:  # noqa: BLE001  # the fence: whatever a callback raises
         return judge(call, error)
-    return DONE
+
+
+async def _call(call: Call, event: Event, transact: Transact) -> Verdict:
+    if not call.callback.takes_session:
+        await call.callback.function(event)
+        return DONE
+    async with transact(call) as session:
+        await call.callback.function(event, session)
+    return COMMITTED
 
 
 def run_plain(call: Call) -> Verdict:
@@ -106,6 +126,8 @@ def run_plain(call: Call) -> Verdict:
 
 
 def _event(call: Call) -> Event:
+    if call.event is not None:
+        return call.event
     return build(call.claim, call.content, deadline=datetime.now(UTC) + call.callback.timeout)
 
 

@@ -10,6 +10,7 @@ from app.dispatch.attempt import Call, Outcome, Verdict, timed_out
 from app.dispatch.capacity import Load
 from app.dispatch.lanes import Job, Lane, Outbox, Threads
 from app.dispatch.options import DispatchOptions
+from app.dispatch.transaction import Transactions
 from app.store.claims import Held
 from app.telemetry import get_logger
 
@@ -55,13 +56,15 @@ class Crew:
         loop: asyncio.AbstractEventLoop,
         options: DispatchOptions,
         *,
+        transactions: Callable[[], Transactions],
         on_end: Callable[[list[Outcome]], None],
     ) -> None:
         self._options = options
         self._on_end = on_end
+        self._transactions = transactions
         self._outbox = Outbox(loop, self._collect)
         self._threads = Threads(self._outbox.put, name="callback")
-        self._lanes = [Lane(self._outbox.put, name="callbacks")]
+        self._lanes = [self._new_lane()]
         self._jobs: dict[Held, Job] = {}
         self._running: Counter[str] = Counter()
         self._stuck: set[Job] = set()
@@ -73,6 +76,9 @@ class Crew:
         # True while the system gives no threads.
         self._is_short = False
         self._pace = Pace(most=AHEAD * options.slots)
+
+    def _new_lane(self) -> Lane:
+        return Lane(self._outbox.put, transactions=self._transactions(), name="callbacks")
 
     @property
     def running(self) -> Counter[str]:
@@ -209,7 +215,7 @@ class Crew:
             return
         log.warning("callbacks.blocked", callback=lane.culprit(), lanes=len(self._lanes))
         lane.retire()
-        self._lanes.append(Lane(self._outbox.put, name="callbacks"))
+        self._lanes.append(self._new_lane())
         waiting = [j for j in self._jobs.values() if j.lane is lane and j.take()]
         for job in waiting:
             self._remove(job)

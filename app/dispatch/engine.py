@@ -19,6 +19,7 @@ from app.dispatch.crew import Crew
 from app.dispatch.options import DispatchOptions
 from app.dispatch.registry import Callback
 from app.dispatch.settling import Settler
+from app.dispatch.transaction import Transactions
 from app.store import callbacks as subscriptions
 from app.store import claims, contents, deliveries
 from app.store.claims import Claim, Held, Room
@@ -65,7 +66,12 @@ class Engine:
         self.troubles: dict[str, str] = {}
         self.totals: dict[str, int] = {"claimed": 0, "ended": 0, "released": 0}
         self.settler = Settler(self._begin, worker=worker, on_settled=self._work.set)
-        self.crew = Crew(asyncio.get_running_loop(), options, on_end=self._collect)
+        self.crew = Crew(
+            asyncio.get_running_loop(),
+            options,
+            transactions=lambda: Transactions(database.address, worker=worker),
+            on_end=self._collect,
+        )
 
     def wake(self) -> None:
         """Look for due deliveries now."""

@@ -1,13 +1,14 @@
 """What a callback is given: one event, as its author wants to read it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 from app.errors import AppError
+from app.events.frozen import frozen
+from app.events.parties import Party
 from app.events.redaction import redact
 from app.store.claims import Claim
 from app.store.contents import Content, Decoded, decode
@@ -15,6 +16,55 @@ from app.store.contents import Content, Decoded, decode
 
 class Undecodable(AppError):
     """What is stored can no longer be read; the text says which part."""
+
+
+@frozen
+class Envelope:
+    """An envelope as it is now; None stands for whatever no event has told yet."""
+
+    account: str
+    id: str
+    # Atlas' connected account, if it belongs to one.
+    tenant: str | None
+    # draft, pending, expired, voided, declined or signed.
+    status: str | None
+    # A word that this release does not know, and that changes nothing.
+    status_word: str | None
+    # Contradicting things were said of it.
+    disputed: bool
+    created_at: datetime | None
+    sent_at: datetime | None
+    viewed_at: datetime | None
+    signed_at: datetime | None
+    declined_at: datetime | None
+    voided_at: datetime | None
+    expired_at: datetime | None
+    extracted_at: datetime | None
+    parties: Sequence[Party] | None
+    signed_count: int | None
+    total: int | None
+    next_signer_email: str | None
+    metadata: Mapping[str, Any] | None
+    external_id: str | None
+    client_reference_id: str | None
+    is_test: bool | None
+    send_error: str | None
+    detection_error: str | None
+    fields_status: str | None
+    fields_version: int | None
+    extraction: Any
+    decline_reason: str | None
+    void_reason: str | None
+    # Rises with every change.
+    version: int
+    first_seen_at: datetime
+    updated_at: datetime
+    erased_at: datetime | None
+    # Where `archive` keeps the signed PDF.
+    archived_at: datetime | None
+    archive_name: str | None
+    archive_sha256: str | None
+    archive_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +90,14 @@ class Event:
     sequence: int | None
     # What it did to the envelope: applied, stale, milestone, …
     effect: str
-    # The envelope's status after this event.
+    # The envelope's status and version after this event.
     status: str | None
+    version: int | None
     # The parsed body without its secrets; None once the bytes are pruned.
     data: Any
     # The envelope as it is now, which may be ahead of this event.
-    envelope: Mapping[str, Any] | None
+    envelope: Envelope | None
+    # The idempotency key.
     delivery_id: str
     attempt: int
     # A later event of this envelope has been delivered already.
@@ -75,8 +127,9 @@ def build(claim: Claim, content: Content | None, *, deadline: datetime) -> Event
         sequence=event["sequence"],
         effect=event["effect"],
         status=event["status"],
+        version=event["version"],
         data=_data(stored.body),
-        envelope=MappingProxyType(dict(envelope)) if envelope else None,
+        envelope=_envelope(envelope) if envelope else None,
         delivery_id=str(claim.id),
         attempt=claim.attempt,
         is_late=stored.is_late,
@@ -84,6 +137,12 @@ def build(claim: Claim, content: Content | None, *, deadline: datetime) -> Event
         callback=claim.callback,
         deadline=deadline,
     )
+
+
+def _envelope(row: Mapping[str, Any]) -> Envelope:
+    parties = row["parties"]
+    known = None if parties is None else tuple(Party(**party) for party in parties)
+    return Envelope(**{**row, "parties": known})
 
 
 def _decoded(content: Content | None) -> Decoded:

@@ -16,6 +16,7 @@ from threading import Lock, Thread
 
 from app.dispatch import attempt
 from app.dispatch.attempt import Call, Outcome, Verdict
+from app.dispatch.transaction import Transactions
 
 # A thread that has had nothing to do for so long ends.
 IDLE = 10.0
@@ -109,8 +110,11 @@ def call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> Non
 class Lane:
     """One event loop in a thread of its own, running any number of calls."""
 
-    def __init__(self, report: Callable[[Job], None], *, name: str) -> None:
+    def __init__(
+        self, report: Callable[[Job], None], *, transactions: Transactions, name: str
+    ) -> None:
         self._report = report
+        self._transactions = transactions
         self._jobs: set[Job] = set()
         self._is_retired = False
         self._beat = time.monotonic()
@@ -163,6 +167,8 @@ class Lane:
                 self.loop.run_forever()
         with contextlib.suppress(BaseException):
             _cancel_all(self.loop)
+        with contextlib.suppress(BaseException):
+            self.loop.run_until_complete(asyncio.wait_for(self._transactions.close(), 1))
         self.loop.close()
 
     def _is_over(self) -> bool:
@@ -177,7 +183,7 @@ class Lane:
         # Not before: until now the job may be taken to a loop that turns.
         if job.take():
             job.start()
-            job.finish(await attempt.run(job.call))
+            job.finish(await attempt.run(job.call, self._transactions.open))
             self._report(job)
         self._jobs.discard(job)
         if self._is_over():

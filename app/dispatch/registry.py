@@ -12,7 +12,8 @@ from app.dispatch.schedule import LONGEST_CAP, MAX_ATTEMPTS, Backoff
 from app.errors import ConfigError, DuplicateCallback
 from app.store.callbacks import Subscription
 
-Function = Callable[[Event], Any]
+# Of one argument, the event; or of two, the event and a session.
+Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
 TIMEOUT = timedelta(seconds=30)
@@ -38,6 +39,8 @@ class Callback:
     account: str | None
     where: Callable[[Event], Any] | None
     is_async: bool
+    # True if it writes in the transaction that settles its delivery.
+    takes_session: bool
     # Module and line, for messages.
     place: str
 
@@ -109,6 +112,7 @@ class Callbacks:
                     account=account,
                     where=_checked_where(where),
                     is_async=_checked_kind(function),
+                    takes_session=_takes_session(function),
                     place=_place(function),
                 )
             )
@@ -222,17 +226,22 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
-def _check_arguments(function: Function) -> None:
+def _takes_session(function: Function) -> bool:
     parameters = list(inspect.signature(function).parameters.values())
-    if any(parameter.name == "session" for parameter in parameters[1:]):
+    return any(parameter.name == "session" for parameter in parameters[1:])
+
+
+def _check_arguments(function: Function) -> None:
+    takes_session = _takes_session(function)
+    if takes_session and not _is_async(function):
         raise ConfigError(
-            f"{_label(function)} ({_place(function)}) takes a second argument `session`: "
-            "that name is reserved for writing in the transaction of the delivery, "
-            "which comes with a later release"
+            f"{_label(function)} ({_place(function)}) takes a `session`, so it must be async def: "
+            "its transaction belongs to an event loop, and a thread cannot share it"
         )
     try:
-        inspect.signature(function).bind(None)
+        inspect.signature(function).bind(None, **({"session": None} if takes_session else {}))
     except TypeError:
         raise ConfigError(
-            f"{_label(function)} ({_place(function)}) must take exactly one argument, the event"
+            f"{_label(function)} ({_place(function)}) must take exactly one argument, the event, "
+            "and perhaps a second one called `session`"
         ) from None

@@ -93,9 +93,14 @@ class Settler:
         return len(self._waiting) + len(self._batch)
 
     def put(self, outcomes: Sequence[Outcome]) -> None:
-        """Take verdicts."""
-        if outcomes:
-            self._waiting += outcomes
+        """Take verdicts; of those that are committed already, only tell."""
+        committed = [outcome for outcome in outcomes if _is_committed(outcome)]
+        for outcome in committed:
+            _tell(outcome, settlement(outcome, noise=0.0), due_at=None)
+        if committed:
+            self._on_settled()
+        if len(committed) < len(outcomes):
+            self._waiting += [outcome for outcome in outcomes if not _is_committed(outcome)]
             self._is_empty.clear()
             self._is_filled.set()
 
@@ -147,13 +152,21 @@ class Settler:
 
     def _log(self, due: dict[UUID, datetime | None]) -> None:
         for outcome, row in self._batch:
-            fields = _fields(outcome, row)
-            if row.id not in due:
-                log.warning("verdict.dropped", **fields)
-                continue
-            due_at = due[row.id]
-            level = log.warning if row.verdict == "dead" else log.info
-            level("delivery.attempted", **fields, due_at=due_at and due_at.isoformat())
+            if row.id in due:
+                _tell(outcome, row, due_at=due[row.id])
+            else:
+                log.warning("verdict.dropped", **_fields(outcome, row))
+
+
+def _is_committed(outcome: Outcome) -> bool:
+    return isinstance(outcome.verdict, Done) and outcome.verdict.is_committed
+
+
+def _tell(outcome: Outcome, row: Settlement, *, due_at: datetime | None) -> None:
+    level = log.warning if row.verdict == "dead" else log.info
+    level(
+        "delivery.attempted", **_fields(outcome, row), due_at=due_at.isoformat() if due_at else None
+    )
 
 
 def _fields(outcome: Outcome, row: Settlement) -> dict[str, Any]:

@@ -35,6 +35,7 @@ _EVENT = Columns(
         "sequence",
         "effect",
         "status",
+        "version",
     ],
 )
 # All but what only the projection of the next event needs.

@@ -82,6 +82,11 @@ class EnvelopeRow(Base):
     first_seen_at: Mapped[datetime] = mapped_column(UtcDateTime())
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime())
     erased_at: Mapped[datetime | None] = _time()
+    # The signed PDF, once it is kept: its name in the archive, and what it must be like.
+    archived_at: Mapped[datetime | None] = _time()
+    archive_name: Mapped[str | None] = mapped_column(Text)
+    archive_sha256: Mapped[str | None] = mapped_column(Text)
+    archive_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class EventRow(Base):
@@ -163,6 +168,13 @@ class DeliveryRow(Base):
             postgresql_where=text("state IN ('dead', 'parked')"),
             sqlite_where=text("state IN ('dead', 'parked')"),
         ),
+        Index(
+            "deliveries_dead_idx",
+            "fingerprint",
+            "id",
+            postgresql_where=text("state = 'dead'"),
+            sqlite_where=text("state = 'dead'"),
+        ),
     )
 
     # The idempotency key that callbacks see; the same in every attempt.
@@ -220,7 +232,11 @@ class CallbackRow(Base):
     # Everything received before this has been checked for a missing delivery.
     swept_at: Mapped[datetime] = mapped_column(UtcDateTime())
     paused_at: Mapped[datetime | None] = _time()
+    # How calls ended lately, counted by all processes together; see `dispatch.breaker`.
     breaker: Mapped[dict[str, Any] | None] = mapped_column(Document)
+    # Until then nothing is claimed; after it, a few calls at a time, by whoever probes.
+    open_until: Mapped[datetime | None] = _time()
+    probe_until: Mapped[datetime | None] = _time()
 
 
 class KeyRow(Base):

@@ -121,12 +121,17 @@ class Database:
         self.is_postgresql = address.is_postgresql
         # Through a transaction pooler no session is ours, so each transaction brings them.
         self._local_settings = (
-            _set_locally(session_settings(address.schema, self.limits)) if address.pgbouncer else ""
+            set_locally(session_settings(address.schema, self.limits)) if address.pgbouncer else ""
         )
         self.engine = (
-            _postgresql(address, size=size, limits=self.limits)
+            postgresql_engine(
+                address,
+                settings=session_settings(address.schema, self.limits),
+                size=size,
+                limits=self.limits,
+            )
             if self.is_postgresql
-            else _sqlite(address, limits=self.limits)
+            else sqlite_engine(address, limits=self.limits)
         )
         self._writing = self._reading = self.engine
         if self.is_postgresql:
@@ -268,8 +273,10 @@ DatabaseError = (
 )
 
 
-def _postgresql(address: DatabaseAddress, *, size: int, limits: Limits) -> AsyncEngine:
-    settings = session_settings(address.schema, limits)
+def postgresql_engine(
+    address: DatabaseAddress, *, settings: dict[str, str], size: int, limits: Limits
+) -> AsyncEngine:
+    """Make a pool whose sessions have these settings."""
     arguments: dict[str, Any] = {"async_creator_fn": _connector(address, settings, limits)}
     options: dict[str, Any] = {"pool_size": size, "max_overflow": 0, "pool_timeout": 1.0}
     if address.pgbouncer:
@@ -323,19 +330,27 @@ def _connector(
     return connect
 
 
-def _set_locally(settings: dict[str, str]) -> str:
+def set_locally(settings: dict[str, str]) -> str:
+    """Write the statement that gives one transaction these settings."""
     calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
     return f"SELECT {calls}"
 
 
-def _sqlite(address: DatabaseAddress, *, limits: Limits) -> AsyncEngine:
+def sqlite_engine(
+    address: DatabaseAddress, *, limits: Limits, size: int = 4, is_shared: bool = False
+) -> AsyncEngine:
+    """Make a pool on the file; connections that are `shared` may be closed by any thread."""
     path = address.sqlite_path
     # Under WAL readers do not wait; writers take turns on the file's own lock.
     engine = create_async_engine(
         f"sqlite+aiosqlite:///{path}",
-        connect_args={"timeout": limits.sqlite_lock.total_seconds(), "isolation_level": None},
+        connect_args={
+            "timeout": limits.sqlite_lock.total_seconds(),
+            "isolation_level": None,
+            "check_same_thread": not is_shared,
+        },
         hide_parameters=True,
-        pool_size=4,
+        pool_size=size,
         max_overflow=0,
         pool_timeout=limits.statement.total_seconds(),
     )

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 MODULES = sorted(
     path
@@ -26,7 +28,11 @@ def read(name: str) -> str:
 
 class TestLocks:
     def test_there_is_one_for_each_purpose(self) -> None:
-        assert ["run.txt", "test.txt", "tools.txt"] == [path.name for path in LOCKS]
+        extras = sorted(f"extra-{name}.txt" for name in PROJECT["optional-dependencies"])
+
+        assert ["bench.txt", *extras, "run.txt", "test.txt", "tools.txt"] == [
+            path.name for path in LOCKS
+        ]
 
     @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
     def test_name_no_address(self, lock: Path) -> None:
@@ -47,7 +53,7 @@ class TestLocks:
             assert "--hash=sha256:" in entry, entry
 
     def test_agree_where_they_overlap(self) -> None:
-        """All three are installed into one environment."""
+        """All of them may be installed into one environment."""
         pins: dict[str, set[str]] = {}
         for lock in LOCKS:
             found = re.findall(r"^([a-z0-9._-]+)==(\S+)", lock.read_text(), re.MULTILINE)

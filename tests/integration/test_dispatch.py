@@ -110,7 +110,7 @@ class TestDelivery:
         assert event.data["n"] == 1
         assert "abc" not in str(event.data)
         assert event.envelope is not None
-        assert "ready" == event.envelope["fields_status"]
+        assert "ready" == event.envelope.fields_status
         assert (1, False, False) == (event.attempt, event.is_late, event.is_replay)
         assert SECOND < event.deadline - datetime.now(UTC) < 31 * SECOND
 

@@ -132,11 +132,11 @@ class TestRefusal:
         assert "has no 'calbacks'; it has callbacks, hooks" in refusal("mine:calbacks")
 
     def test_an_attribute_of_another_kind(self, project: Project) -> None:
-        project.write("mine.py", "def callbacks(): pass")
+        project.write("mine.py", "callbacks = []")
 
         text = refusal("mine:callbacks")
 
-        assert "which is a function and no Callbacks object" in text
+        assert "which is a list and no Callbacks object" in text
         assert "callbacks = Callbacks()" in text
 
     def test_nothing_registered(self, project: Project) -> None:

@@ -2,19 +2,42 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from app.callbacks import Callbacks, Event, GiveUp, RetryLater
-from app.dispatch.attempt import Call, Dead, Done, Failed, Skipped, exhausted, run, run_plain
+from app.dispatch.attempt import (
+    Call,
+    Dead,
+    Done,
+    Failed,
+    Skipped,
+    Verdict,
+    exhausted,
+    run,
+    run_plain,
+)
 from app.store.claims import Claim
 from app.store.contents import Content
 from app.store.ids import new_id
 
 # As PostgreSQL's driver gives them: id, is late, body, then the event, then no envelope.
-EVENT = (new_id(), "envelope.signed", "default", "env_1", None, None, None, 1, "applied", "signed")
+EVENT = (
+    new_id(),
+    "envelope.signed",
+    "default",
+    "env_1",
+    None,
+    None,
+    None,
+    1,
+    "applied",
+    "signed",
+    1,
+)
 ROW = (new_id(), False, b"{}", *EVENT, *[None] * 40)
 CONTENT = Content(ROW, is_postgresql=True, event_type="envelope.signed", fields_status=None)
 
@@ -26,6 +49,10 @@ def call(
     callbacks.on("*", name="it", **options)(function)
     claim = Claim(new_id(), 1, 1, 0, "it", 1, new_id(), "env_1")
     return Call(next(iter(callbacks)), claim, content)
+
+
+async def run_async(call: Call) -> Verdict:
+    return await run(call, lambda _: nullcontext())
 
 
 def raising(error: BaseException) -> Callable[[Event], None]:
@@ -107,13 +134,13 @@ class TestCoroutine:
         async def function(_: Event) -> None:
             await asyncio.sleep(0)
 
-        assert Done() == await run(call(function))
+        assert Done() == await run_async(call(function))
 
     async def test_that_takes_too_long_has_failed(self) -> None:
         async def function(_: Event) -> None:
             await asyncio.sleep(60)
 
-        verdict = await run(call(function, timeout=0.01))
+        verdict = await run_async(call(function, timeout=0.01))
 
         assert isinstance(verdict, Failed)
         assert "the callback did not end within its timeout of 0.01 s" == verdict.error
@@ -123,7 +150,7 @@ class TestCoroutine:
             async with asyncio.timeout(0.001):
                 await asyncio.sleep(60)
 
-        verdict = await run(call(function))
+        verdict = await run_async(call(function))
 
         assert isinstance(verdict, Failed)
         assert "TimeoutError" == verdict.error
@@ -132,7 +159,7 @@ class TestCoroutine:
         async def function(_: Event) -> None:
             raise ValueError
 
-        assert isinstance(await run(call(function, where=lambda _: False)), Skipped)
+        assert isinstance(await run_async(call(function, where=lambda _: False)), Skipped)
 
 
 class TestFingerprint:

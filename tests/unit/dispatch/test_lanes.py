@@ -12,9 +12,11 @@ from app.dispatch.attempt import Call
 from app.dispatch.crew import Crew
 from app.dispatch.lanes import Job, Lane, Threads
 from app.dispatch.options import DispatchOptions
+from app.dispatch.transaction import Transactions
 from app.store.claims import Claim
 from app.store.contents import Content
 from app.store.ids import new_id
+from app.store.session import DatabaseAddress
 from tests.unit.dispatch.test_attempt import CONTENT
 
 
@@ -46,6 +48,10 @@ def threads_called(name: str) -> int:
 def no_thread(_: threading.Thread) -> None:
     message = "can't start new thread"
     raise RuntimeError(message)
+
+
+def transactions() -> Transactions:
+    return Transactions(DatabaseAddress("sqlite:///var/unused.db"), worker="w")
 
 
 class TestThreads:
@@ -129,7 +135,7 @@ class TestLane:
             kept.append(asyncio.create_task(lingers()))
             await asyncio.sleep(0)
 
-        lane = Lane(ended.append, name="lane")
+        lane = Lane(ended.append, transactions=transactions(), name="lane")
         lane.submit(jobs(function))
         until(lambda: ended)
         lane.retire()
@@ -150,7 +156,7 @@ class TestLane:
             await asyncio.wait(kept)
             kept[0].exception()
 
-        lane = Lane(ended.append, name="lane")
+        lane = Lane(ended.append, transactions=transactions(), name="lane")
         lane.submit(jobs(function))
 
         until(lambda: ended)
@@ -159,7 +165,7 @@ class TestLane:
         lane.join(30)
 
     def test_nobody_is_to_blame_for_an_idle_one(self) -> None:
-        lane = Lane(lambda _: None, name="lane")
+        lane = Lane(lambda _: None, transactions=transactions(), name="lane")
 
         assert "?" == lane.culprit()
         lane.retire()
@@ -170,7 +176,12 @@ class TestCrew:
     async def test_what_waits_for_a_place_can_be_taken_back(self) -> None:
         started, released = threading.Event(), threading.Event()
         ended: list[object] = []
-        crew = Crew(asyncio.get_running_loop(), DispatchOptions(slots=1), on_end=ended.extend)
+        crew = Crew(
+            asyncio.get_running_loop(),
+            DispatchOptions(slots=1),
+            transactions=transactions,
+            on_end=ended.extend,
+        )
 
         def function(_: Event) -> None:
             started.set()
@@ -191,7 +202,12 @@ class TestCrew:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ended: list[object] = []
-        crew = Crew(asyncio.get_running_loop(), DispatchOptions(slots=1), on_end=ended.extend)
+        crew = Crew(
+            asyncio.get_running_loop(),
+            DispatchOptions(slots=1),
+            transactions=transactions,
+            on_end=ended.extend,
+        )
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
             crew.start(calls(lambda _: None, 2))
@@ -211,7 +227,9 @@ class TestCrew:
     async def test_what_never_began_is_not_stuck_when_it_is_written_off(self) -> None:
         started, released = threading.Event(), threading.Event()
         options = DispatchOptions(slots=1)
-        crew = Crew(asyncio.get_running_loop(), options, on_end=lambda _: None)
+        crew = Crew(
+            asyncio.get_running_loop(), options, transactions=transactions, on_end=lambda _: None
+        )
 
         def function(_: Event) -> None:
             started.set()

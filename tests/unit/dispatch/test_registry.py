@@ -149,13 +149,18 @@ class TestOn:
         with pytest.raises(ConfigError, match="name="):
             callbacks.on("*")(lambda _: None)
 
-    def test_a_second_argument_session_comes_with_a_later_release(
-        self, callbacks: Callbacks
-    ) -> None:
+    def test_a_second_argument_session_is_written_with(self, callbacks: Callbacks) -> None:
         async def writes(event: Event, session: object) -> None: ...
 
-        with pytest.raises(ConfigError, match=r"reserved.*later release"):
-            callbacks.on("*")(writes)  # type: ignore[type-var]
+        callbacks.on("*")(writes)
+
+        assert next(iter(callbacks)).takes_session
+
+    def test_a_plain_function_cannot_take_a_session(self, callbacks: Callbacks) -> None:
+        def writes(event: Event, session: object) -> None: ...
+
+        with pytest.raises(ConfigError, match="must be async def"):
+            callbacks.on("*")(writes)
 
     @pytest.mark.parametrize(
         "function",
