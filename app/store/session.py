@@ -274,11 +274,20 @@ DatabaseError = (
 
 
 def postgresql_engine(
-    address: DatabaseAddress, *, settings: dict[str, str], size: int, limits: Limits
+    address: DatabaseAddress,
+    *,
+    settings: dict[str, str],
+    size: int,
+    limits: Limits,
+    wait: timedelta = timedelta(seconds=1),
 ) -> AsyncEngine:
-    """Make a pool whose sessions have these settings."""
+    """Make a pool whose sessions have these settings, and for which one may `wait`."""
     arguments: dict[str, Any] = {"async_creator_fn": _connector(address, settings, limits)}
-    options: dict[str, Any] = {"pool_size": size, "max_overflow": 0, "pool_timeout": 1.0}
+    options: dict[str, Any] = {
+        "pool_size": size,
+        "max_overflow": 0,
+        "pool_timeout": wait.total_seconds(),
+    }
     if address.pgbouncer:
         # A transaction pooler hands each transaction another server connection, which
         # knows neither our prepared statements nor our session settings.
@@ -337,7 +346,12 @@ def set_locally(settings: dict[str, str]) -> str:
 
 
 def sqlite_engine(
-    address: DatabaseAddress, *, limits: Limits, size: int = 4, is_shared: bool = False
+    address: DatabaseAddress,
+    *,
+    limits: Limits,
+    size: int = 4,
+    is_shared: bool = False,
+    wait: timedelta | None = None,
 ) -> AsyncEngine:
     """Make a pool on the file; connections that are `shared` may be closed by any thread."""
     path = address.sqlite_path
@@ -352,7 +366,7 @@ def sqlite_engine(
         hide_parameters=True,
         pool_size=size,
         max_overflow=0,
-        pool_timeout=limits.statement.total_seconds(),
+        pool_timeout=(wait or limits.statement).total_seconds(),
     )
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_immediate)

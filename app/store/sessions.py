@@ -33,6 +33,8 @@ POSTGRESQL_LIMIT = timedelta(seconds=10)
 SQLITE_LIMIT = timedelta(seconds=1)
 # Connections for authors, of one event loop.
 SIZE = 8
+# Who waits for one of them has the time-out of its callback.
+_PATIENCE = timedelta(days=1)
 
 _ENDS = re.compile(r"\s*(commit|end|abort|rollback(?!.*\bto\b))\b", re.IGNORECASE)
 _REMEDY = (
@@ -41,7 +43,8 @@ _REMEDY = (
 )
 
 
-_IS_OURS = "is_ours"
+# Keys of the `info` of connections and sessions.
+_OWNER, _REFUSED, _IS_ENDING = "atlas_owner", "atlas_refused", "atlas_ending"
 
 
 class AuthorSession(AsyncSession):
@@ -69,7 +72,7 @@ class _GuardedSession(Session):
 def _refused(info: dict[Any, Any], what: str) -> TransactionRefused:
     # Whoever catches it has still lost the transaction.
     error = TransactionRefused(f"`{what}` in a session callback: {_REMEDY}")
-    info["refused"] = error
+    info[_REFUSED] = error
     return error
 
 
@@ -92,9 +95,7 @@ class AuthorSessions:
         if self._engine is None:
             self._engine = self._new_engine()
         session = AuthorSession(
-            self._engine,
-            sync_session_class=_GuardedSession,
-            expire_on_commit=False,
+            self._engine, sync_session_class=_GuardedSession, expire_on_commit=False
         )
         timer = asyncio.timeout(None)
         try:
@@ -102,9 +103,10 @@ class AuthorSessions:
                 with self._guarding(session, timer):
                     yield session
                     await _commit(session)
-        except TimeoutError:
+        except DatabaseError as error:
+            # Among these is the TimeoutError of the timer itself.
             if timer.expired():
-                raise self._late() from None
+                raise self._late() from error
             raise
         finally:
             await asyncio.shield(_close(session))
@@ -129,7 +131,9 @@ class AuthorSessions:
             self._new_postgresql_engine()
             if self._address.is_postgresql
             # A pool of one: whoever comes next waits here, not at the lock of the file.
-            else sqlite_engine(self._address, limits=Limits(), size=1, is_shared=True)
+            else sqlite_engine(
+                self._address, limits=Limits(), size=1, is_shared=True, wait=_PATIENCE
+            )
         )
         event.listen(engine.sync_engine, "before_cursor_execute", _refuse_in_words)
         event.listen(engine.sync_engine, "commit", _refuse_alone)
@@ -145,7 +149,9 @@ class AuthorSessions:
         settings = session_settings(self._address.schema, limits)
         # Whose tables the author means, and how they are planned, is up to the role.
         kept = {name: settings[name] for name in _TIMEOUTS}
-        return postgresql_engine(self._address, settings=kept, size=SIZE, limits=limits)
+        return postgresql_engine(
+            self._address, settings=kept, size=SIZE, limits=limits, wait=_PATIENCE
+        )
 
     @contextmanager
     def _guarding(self, session: AuthorSession, timer: asyncio.Timeout) -> Iterator[None]:
@@ -154,6 +160,7 @@ class AuthorSessions:
         cancels: list[Callable[[], object]] = []
 
         def started(_: Session, __: Any, connection: Connection) -> None:
+            connection.info[_OWNER] = session.info
             timer.reschedule(loop.time() + self._limit.total_seconds())
             # Code that swallows the cancellation, or blocks, keeps its locks no longer.
             cancels.append(self._cutting(loop, connection))
@@ -205,33 +212,30 @@ def _close_sqlite(driver: Any) -> None:
 async def _commit(session: AuthorSession) -> None:
     _require_intact(session)
     if session.in_transaction():
-        connection = await session.connection()
-        connection.info[_IS_OURS] = True
-        try:
-            await session.run_sync(Session.commit)
-        finally:
-            connection.info.pop(_IS_OURS, None)
+        session.info[_IS_ENDING] = True
+        await session.run_sync(Session.commit)
 
 
 def _require_intact(session: AsyncSession) -> None:
-    if (error := session.info.get("refused")) is not None:
+    if (error := session.info.get(_REFUSED)) is not None:
         raise error
 
 
 async def _close(session: AuthorSession) -> None:
     try:
-        await session.close()
+        # A connection that was used as it must not be is no more to be trusted.
+        await (session.invalidate() if _REFUSED in session.info else session.close())
     except DatabaseError:
-        # It was cut off; the pool must not give it to the next one.
         await session.invalidate()
 
 
-def _refuse_in_words(*said: Any) -> None:
-    statement: str = said[2]
+def _refuse_in_words(connection: Connection, *said: Any) -> None:
+    statement: str = said[1]
     if (match := _ENDS.match(statement)) is not None:
-        raise TransactionRefused(f"`{match[1].upper()}` in a session callback: {_REMEDY}")
+        raise _refused(connection.info[_OWNER], match[1].upper())
 
 
 def _refuse_alone(connection: Connection) -> None:
-    if not connection.info.get(_IS_OURS):
-        raise TransactionRefused(f"`commit` in a session callback: {_REMEDY}")
+    owner = connection.info[_OWNER]
+    if not owner.get(_IS_ENDING):
+        raise _refused(owner, "commit")

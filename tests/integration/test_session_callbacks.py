@@ -1,0 +1,417 @@
+"""Callbacks with a session: what they write happens exactly once, whatever dies when."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.callbacks import Callbacks, Event, GiveUp
+from app.dispatch import transaction
+from app.errors import TransactionRefused
+from app.store.dialects import SQLITE_NOW
+from app.store.session import DatabaseAddress
+from app.store.sessions import AuthorSessions
+from tests.integration.ledger import Ledger, until
+from tests.integration.test_dispatch import all_are, lines, working
+
+SHORT = timedelta(milliseconds=300)
+WRITE = "INSERT INTO notes (delivery_id) VALUES (:id)"
+
+Write = Callable[[AsyncSession, Event], Awaitable[object]]
+
+
+@pytest.fixture(name="ledger")
+async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
+    """With a table of the author's own, in the author's own schema."""
+    ledger = Ledger(database_url)
+    await run(ledger, "CREATE TABLE IF NOT EXISTS {public}notes (delivery_id text)")
+    yield ledger
+    await ledger.database.close()
+
+
+@pytest.fixture(name="callbacks")
+def _callbacks() -> Callbacks:
+    return Callbacks()
+
+
+async def write(session: AsyncSession, event: Event) -> None:
+    await session.execute(text(WRITE), {"id": event.delivery_id})
+
+
+def on(callbacks: Callbacks, body: Write, **options: Any) -> None:
+    @callbacks.on("*", name="note", **options)
+    async def note(event: Event, session: AsyncSession) -> None:
+        await body(session, event)
+
+
+async def run(ledger: Ledger, statement: str) -> None:
+    await ledger.change(written(ledger, statement))
+
+
+def written(ledger: Ledger, statement: str) -> str:
+    """Name the author's table from a session of ours, which looks in its own schema."""
+    now = "now()" if ledger.database.is_postgresql else SQLITE_NOW
+    return statement.format(public="public." if ledger.database.is_postgresql else "", now=now)
+
+
+async def elsewhere(ledger: Ledger, statement: str) -> None:
+    """Run a statement from the event loop of a callback, on a connection of its own."""
+    another = Ledger(ledger.address.url)
+    await run(another, statement)
+    await another.database.close()
+
+
+async def notes(ledger: Ledger) -> int:
+    async with ledger.transaction() as connection:
+        query = text(written(ledger, "SELECT count(*) FROM {public}notes"))
+        return int((await connection.execute(query)).scalar_one())
+
+
+async def error_of(ledger: Ledger) -> str:
+    (delivery,) = await ledger.deliveries()
+    return delivery.last_error or ""
+
+
+async def is_running(ledger: Ledger, delivery_id: UUID) -> bool:
+    return (await ledger.delivery(delivery_id)).state == "running"
+
+
+class TestWrites:
+    async def test_are_committed_with_the_end_of_the_delivery(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        on(callbacks, write)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert 1 == await notes(ledger)
+        assert ["done"] == await ledger.verdicts()
+
+    async def test_of_several_at_once_are_all_there(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        on(callbacks, write)
+        for number in range(20):
+            await ledger.owe("note", envelope=f"env_{number}")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert 20 == await notes(ledger)
+
+    async def test_of_a_failed_attempt_never_happened(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        async def fail_once(session: AsyncSession, event: Event) -> None:
+            await write(session, event)
+            if event.attempt == 1:
+                raise ValueError("not yet")
+
+        on(callbacks, fail_once, backoff=0.01)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert 1 == await notes(ledger)
+        assert ["failed", "done"] == await ledger.verdicts()
+
+    async def test_of_one_that_gives_up_never_happened(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        async def give_up(session: AsyncSession, event: Event) -> None:
+            await write(session, event)
+            raise GiveUp("no customer")
+
+        on(callbacks, give_up)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "dead"))
+
+        assert 0 == await notes(ledger)
+
+    async def test_a_session_that_nobody_used_is_settled_all_the_same(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        async def nothing(_: AsyncSession, __: Event) -> None: ...
+
+        on(callbacks, nothing)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert ["done"] == await ledger.verdicts()
+
+    async def test_what_where_leaves_out_opens_no_session(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        on(callbacks, write, where=lambda _: False)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert ["skipped"] == await ledger.verdicts()
+        assert 0 == await notes(ledger)
+
+    async def test_a_savepoint_may_be_rolled_back(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        async def try_twice(session: AsyncSession, event: Event) -> None:
+            await write(session, event)
+            nested = await session.begin_nested()
+            await write(session, event)
+            await nested.rollback()
+            await session.execute(text("SAVEPOINT mine"))
+            await write(session, event)
+            await session.execute(text("ROLLBACK TO SAVEPOINT mine"))
+
+        on(callbacks, try_twice)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert 1 == await notes(ledger)
+
+    async def test_the_next_of_the_envelope_comes_at_once(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        """The wake-up of what waits behind it is part of the same transaction."""
+        seen: list[int | None] = []
+
+        async def note(_: AsyncSession, event: Event) -> None:
+            seen.append(event.sequence)
+
+        on(callbacks, note)
+        for sequence in (1, 2, 3):
+            await ledger.owe_one("note", sequence=sequence)
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert [1, 2, 3] == seen
+
+
+async def commit(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    await session.commit()
+
+
+async def roll_back(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    await session.rollback()
+
+
+async def begin(session: AsyncSession, event: Event) -> None:
+    async with session.begin():
+        await write(session, event)
+
+
+async def commit_in_words(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    await session.execute(text(" Commit"))
+
+
+async def commit_the_connection(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    await (await session.connection()).commit()
+
+
+async def commit_and_catch(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    try:
+        await session.commit()
+    except TransactionRefused:
+        return
+
+
+class TestTheEndOfTheTransaction:
+    @pytest.mark.parametrize(
+        "body, word",
+        [
+            (commit, "commit"),
+            (roll_back, "rollback"),
+            (begin, "begin"),
+            (commit_in_words, "COMMIT"),
+            (commit_the_connection, "commit"),
+            (commit_and_catch, "commit"),
+        ],
+    )
+    async def test_is_not_the_callbacks_to_decide(
+        self, ledger: Ledger, callbacks: Callbacks, body: Write, word: str
+    ) -> None:
+        on(callbacks, body, max_attempts=1)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "dead"))
+
+        assert f"TransactionRefused: `{word}` in a session callback" in await error_of(ledger)
+        assert 0 == await notes(ledger)
+
+    async def test_comes_by_force_if_it_stays_open(
+        self, ledger: Ledger, callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transaction, "AuthorSessions", impatient)
+
+        async def linger(session: AsyncSession, event: Event) -> None:
+            await write(session, event)
+            await asyncio.sleep(3600)
+
+        on(callbacks, linger, max_attempts=1)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "dead"))
+
+        assert "open for more than 0.3 s" in await error_of(ledger)
+        assert 0 == await notes(ledger)
+
+    async def test_comes_by_force_if_the_callback_swallows_its_cancellation(
+        self, ledger: Ledger, callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transaction, "AuthorSessions", impatient)
+        others: list[str] = []
+
+        async def cling(session: AsyncSession, event: Event) -> None:
+            if event.envelope_id == "other":
+                others.append(event.delivery_id)
+                await write(session, event)
+                return
+            await write(session, event)
+            end = time.monotonic() + 4
+            while time.monotonic() < end:
+                try:
+                    await asyncio.sleep(end - time.monotonic())
+                except asyncio.CancelledError:
+                    continue
+
+        on(callbacks, cling, max_attempts=1, ordered=False)
+        clinging = await ledger.owe_one("note", envelope="clinging")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: is_running(ledger, clinging))
+            await ledger.owe_one("note", envelope="other")
+            await until(lambda: all_are_ended(ledger))
+
+        assert ["dead", "done"] == sorted(await ledger.states())
+        assert 1 == await notes(ledger)
+
+    async def test_comes_by_force_if_the_callback_blocks_its_event_loop(
+        self, ledger: Ledger, callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On SQLite it holds the lock of all writers, those of the door among them."""
+        monkeypatch.setattr(transaction, "AuthorSessions", impatient)
+
+        async def block(session: AsyncSession, event: Event) -> None:
+            await write(session, event)
+            time.sleep(3)  # noqa: ASYNC251  # the fault under test
+
+        on(callbacks, block, max_attempts=1)
+        delivery_id = await ledger.owe_one("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: is_running(ledger, delivery_id))
+            await run(ledger, "INSERT INTO {public}notes (delivery_id) VALUES ('other')")
+            await until(lambda: all_are(ledger, "dead"))
+
+        assert 1 == await notes(ledger)
+
+    async def test_slow_work_before_the_first_use_does_not_count(
+        self, ledger: Ledger, callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transaction, "AuthorSessions", impatient)
+
+        async def fetch_and_write(session: AsyncSession, event: Event) -> None:
+            await asyncio.sleep(0.6)
+            await write(session, event)
+
+        on(callbacks, fetch_and_write)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert 1 == await notes(ledger)
+
+
+def impatient(address: DatabaseAddress) -> AuthorSessions:
+    return AuthorSessions(address, limit=SHORT)
+
+
+async def all_are_ended(ledger: Ledger) -> bool:
+    return set(await ledger.states()) <= {"done", "dead"}
+
+
+class TestTheToken:
+    async def test_of_somebody_else_undoes_the_writes(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        """The lease ran out, and another worker has claimed the delivery meanwhile."""
+
+        async def lose(session: AsyncSession, event: Event) -> None:
+            await asyncio.sleep(0)
+            if event.attempt == 1:
+                await elsewhere(ledger, "UPDATE deliveries SET token = token + 1, due_at = {now}")
+            await write(session, event)
+
+        on(callbacks, lose)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert 1 == await notes(ledger)
+
+    async def test_of_a_discarded_delivery_undoes_the_writes(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        async def discarded(session: AsyncSession, event: Event) -> None:
+            await elsewhere(
+                ledger,
+                "UPDATE deliveries SET state = 'discarded', due_at = NULL, token = token + 1",
+            )
+            await write(session, event)
+
+        on(callbacks, discarded)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks) as dispatcher:
+            await until(lambda: dispatcher.counts().get("ended"))
+
+        assert 0 == await notes(ledger)
+        assert ["discarded"] == await ledger.states()
+
+
+POINTS = ["before", "written", "returned", "settled", "committed"]
+
+
+class TestKill:
+    @pytest.mark.parametrize("point", POINTS)
+    async def test_at_any_point_leaves_one_write(
+        self, ledger: Ledger, tmp_path: Path, point: str
+    ) -> None:
+        """The process is killed at this point of the first attempt; another one goes on."""
+        journal = tmp_path / "journal"
+        await ledger.owe("file")
+
+        with working(ledger, journal, "--session", "--die", point, "--lease", "1") as process:
+            await until(lambda: process.poll() is not None)
+        with working(ledger, journal, "--session", "--lease", "1"):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert 1 == await notes(ledger)
+        attempts = 1 if point == "committed" else 2
+        assert attempts == len(lines(journal))
