@@ -16,7 +16,7 @@ from app.dispatch.registry import Callback
 from app.dispatch.worker import Dispatcher
 from app.errors import ConfigError, NotDurable
 from app.events.signature import Key, KeyRing, default_label, fingerprint_of
-from app.intake import DATABASE_LIMITS, Intake, IntakeLimits, Receipt, Subscriptions
+from app.intake import DATABASE_LIMITS, Announcer, Intake, IntakeLimits, Receipt, Subscriptions
 from app.settings import ROOT, KeySpec, Settings
 from app.store import durability
 from app.store import keys as key_rows
@@ -108,7 +108,21 @@ def dispatcher(settings: Settings, callbacks: tuple[Callback, ...]) -> Dispatche
         slots=settings.delivery_concurrency,
         order_max_wait=settings.order_max_wait,
     )
-    return Dispatcher(database_address(settings), callbacks, options=options, worker=worker_name())
+    return Dispatcher(
+        database_address(settings),
+        callbacks,
+        options=options,
+        worker=worker_name(),
+        listens_at=_listening_address(settings),
+    )
+
+
+def _listening_address(settings: Settings) -> DatabaseAddress | None:
+    """Say where a session of one's own is to be had: behind a pooler only at the server."""
+    if settings.pgbouncer and settings.migrate_database_url is None:
+        return None
+    address = database_address(settings, is_migrating=settings.pgbouncer)
+    return address if address.is_postgresql else None
 
 
 @dataclass(slots=True)
@@ -146,15 +160,18 @@ class Services:
         )
         self.usage = KeyUsage(self.database)
         self.subscriptions = Subscriptions(self.database)
-        self.dispatcher = dispatcher(settings, load_callbacks(settings)) if works else None
+        callbacks = load_callbacks(settings) if works else ()
+        self.dispatcher = dispatcher(settings, callbacks) if works else None
+        self._served = {callback.name for callback in callbacks}
         self.intake = Intake(
             self.database,
             interested=self.subscriptions.names_for,
-            on_owed=self.dispatcher.wake if self.dispatcher else _nobody,
+            on_owed=self._tell_workers,
             limits=IntakeLimits(
                 events=settings.max_pending_events, bytes=settings.max_pending_bytes
             ),
         )
+        self.announcer = Announcer(self.database)
         self._takes_webhooks = takes_webhooks
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: set[str] = set()
@@ -168,6 +185,13 @@ class Services:
             raise NotDurable("not_ready")
         return await self.intake.record(body, account=account, key_label=key_label)
 
+    def _tell_workers(self, callbacks: set[str]) -> None:
+        """Wake whoever serves these: this process, others, or both."""
+        if self.dispatcher is not None:
+            self.dispatcher.wake()
+        if self.database.is_postgresql and not callbacks <= self._served:
+            self.announcer.announce()
+
     async def start(self) -> None:
         """Start every loop; a database that is away does not stop the process."""
         await self._try_to_prepare()
@@ -177,6 +201,7 @@ class Services:
             self._keep("subscriptions", self.subscriptions.run)
             self._keep("intake", self.intake.run)
             self._keep("keys", self._flush_for_ever)
+            self._keep("announcer", self.announcer.run)
         if self.dispatcher is not None:
             self.dispatcher.start()
         log.info("service.started", worker=worker_name())
@@ -303,7 +328,3 @@ class Services:
 def _servable(fit: Fit) -> str:
     # Old replicas go on while new ones roll in; who looks can see that they do.
     return "ok" if fit is Fit.EQUAL else f"ok, schema {fit}"
-
-
-def _nobody() -> None:
-    """Nobody is woken in a process that runs no callbacks: the workers poll."""

@@ -129,7 +129,7 @@ async def replica(
     pgbouncer: bool = False,
     limits: IntakeLimits | None = None,
     interested: Interested = archive_and_crm,
-    on_owed: Callable[[], None] = lambda: None,
+    on_owed: Callable[[set[str]], None] = lambda _: None,
 ) -> AsyncIterator[Replica]:
     address = DatabaseAddress(url, pgbouncer=pgbouncer)
     database = Database(address, size=size, limits=DATABASE_LIMITS)

@@ -10,6 +10,7 @@ from threading import Thread
 from app.dispatch import blame
 from app.dispatch.engine import Engine
 from app.dispatch.lanes import call
+from app.dispatch.listening import listen_for_ever
 from app.dispatch.options import DispatchOptions
 from app.dispatch.registry import Callback
 from app.store.session import Database, DatabaseAddress
@@ -35,11 +36,13 @@ class Dispatcher:
         *,
         options: DispatchOptions | None = None,
         worker: str,
+        listens_at: DatabaseAddress | None = None,
     ) -> None:
         self._address = address
         self._callbacks = tuple(callbacks)
         self._options = options or DispatchOptions()
         self._worker = worker
+        self._listens_at = listens_at
         self._grace = timedelta(0)
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -110,13 +113,21 @@ class Dispatcher:
         self._loop, self._engine = asyncio.get_running_loop(), engine
         if self._is_stopping:
             engine.stop()
+        listening = self._listen(engine)
         try:
             await engine.run(grace=lambda: self._grace)
         finally:
+            for task in listening:
+                task.cancel()
             # What a frozen server does not close is closed with the process.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(1):
                     await database.close()
+
+    def _listen(self, engine: Engine) -> list[asyncio.Task[None]]:
+        if self._listens_at is None:
+            return []
+        return [asyncio.create_task(listen_for_ever(self._listens_at, engine.wake))]
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -5,8 +5,17 @@ request; everything after it (`app.dispatch`) may fail and try again. Here the p
 made, and it is made once.
 """
 
+from app.intake.announcement import Announcer
 from app.intake.queue import DATABASE_LIMITS, Intake, IntakeLimits
 from app.intake.submission import Outcome, Receipt
 from app.intake.subscriptions import Subscriptions
 
-__all__ = ["DATABASE_LIMITS", "Intake", "IntakeLimits", "Outcome", "Receipt", "Subscriptions"]
+__all__ = [
+    "DATABASE_LIMITS",
+    "Announcer",
+    "Intake",
+    "IntakeLimits",
+    "Outcome",
+    "Receipt",
+    "Subscriptions",
+]

@@ -66,7 +66,7 @@ class Intake:
         database: Database,
         *,
         interested: Interested,
-        on_owed: Callable[[], None] = lambda: None,
+        on_owed: Callable[[set[str]], None] = lambda _: None,
         limits: IntakeLimits | None = None,
     ) -> None:
         self._database = database
@@ -236,7 +236,7 @@ class Intake:
         # to their senders.
         try:
             if projection.deliveries:
-                self._on_owed()
+                self._on_owed({callback for _, callback, *_ in projection.deliveries})
             for fact in projection.facts:
                 _log_fact(fact)
         except Exception:

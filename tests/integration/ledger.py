@@ -175,7 +175,13 @@ class Ledger:
 
     @contextmanager
     def dispatching(
-        self, wanted: Callbacks, *, worker: str = WORKER, grace: float = 10, **options: Any
+        self,
+        wanted: Callbacks,
+        *,
+        worker: str = WORKER,
+        grace: float = 10,
+        listens_at: DatabaseAddress | None = None,
+        **options: Any,
     ) -> Iterator[Dispatcher]:
         """Run a dispatcher for the length of a block."""
         dispatcher = Dispatcher(
@@ -183,6 +189,7 @@ class Ledger:
             tuple(wanted),
             options=DispatchOptions(**{**QUICK, **options}),
             worker=worker,
+            listens_at=listens_at,
         )
         dispatcher.start()
         try:

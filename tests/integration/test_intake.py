@@ -131,13 +131,13 @@ class TestSharing:
         assert DUPLICATE == await one.outcome(body)
 
     async def test_callbacks_are_woken_only_when_something_is_owed(self, database_url: str) -> None:
-        wakes: list[str] = []
-        async with replica(database_url, on_owed=lambda: wakes.append("wake")) as one:
+        wakes: list[set[str]] = []
+        async with replica(database_url, on_owed=wakes.append) as one:
             await one.record(b"not an event")
             assert not wakes
 
             await one.record(make_body())
-            assert ["wake"] == wakes
+            assert [{"archive", "crm"}] == wakes
 
 
 class TestBounds:
@@ -389,7 +389,7 @@ async def plant(
 
 class TestAfterTheCommit:
     async def test_a_failing_wake_up_is_not_the_senders_problem(self, database_url: str) -> None:
-        def fail() -> None:
+        def fail(_: set[str]) -> None:
             raise RuntimeError
 
         async with replica(database_url, on_owed=fail) as one:
