@@ -18,9 +18,20 @@ another try at a time of your choice, `GiveUp` to make the delivery a dead lette
 and anything else for another try after the usual wait.
 """
 
+from app.dispatch.breaker import Breaker
 from app.dispatch.event import Envelope, Event
 from app.dispatch.registry import Callbacks
+from app.dispatch.schedule import Backoff
 from app.errors import GiveUp, RetryLater
 from app.events.parties import Party
 
-__all__ = ["Callbacks", "Envelope", "Event", "GiveUp", "Party", "RetryLater"]
+__all__ = [
+    "Backoff",
+    "Breaker",
+    "Callbacks",
+    "Envelope",
+    "Event",
+    "GiveUp",
+    "Party",
+    "RetryLater",
+]

@@ -33,6 +33,8 @@ class Failed:
     error: str
     fingerprint: str
     after: timedelta | None = None
+    # The callback asked for another try, which is no sign that something is broken.
+    is_asked_for: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ def judge(call: Call, error: BaseException) -> Verdict:
     if isinstance(error, GiveUp):
         return Dead(text, fingerprint)
     if isinstance(error, RetryLater):
-        return Failed(text, fingerprint, _duration(error.after))
+        return Failed(text, fingerprint, _duration(error.after), is_asked_for=True)
     return Failed(text, fingerprint)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from collections.abc import Set as AbstractSet
 
 from app.dispatch.attempt import Call, Outcome, Verdict, timed_out
@@ -157,9 +157,14 @@ class Crew:
         self._submitted -= job.is_submitted
         return True
 
-    def withdraw(self) -> list[Held]:
-        """Take back the calls that have not begun."""
-        jobs = [job for job in tuple(self._jobs.values()) if job.take()]
+    def withdraw(self, callbacks: Collection[str] | None = None) -> list[Held]:
+        """Take back the calls that have not begun: of these callbacks, or of all."""
+        wanted = [
+            job
+            for job in self._jobs.values()
+            if callbacks is None or job.call.callback.name in callbacks
+        ]
+        jobs = [job for job in wanted if job.take()]
         return [_key(job) for job in jobs if self._remove(job)]
 
     def abandon(self, keys: Iterable[Held]) -> list[Job]:

@@ -16,6 +16,7 @@ from app.dispatch import blame
 from app.dispatch.attempt import Call, Outcome, exhausted
 from app.dispatch.capacity import share
 from app.dispatch.crew import Crew
+from app.dispatch.guard import Guard
 from app.dispatch.options import DispatchOptions
 from app.dispatch.registry import Callback
 from app.dispatch.settling import Settler
@@ -66,6 +67,9 @@ class Engine:
         self.troubles: dict[str, str] = {}
         self.totals: dict[str, int] = {"claimed": 0, "ended": 0, "released": 0}
         self.settler = Settler(self._begin, worker=worker, on_settled=self._work.set)
+        self.guard = Guard(
+            callbacks, self._begin, every=options.guard_every, on_open=self._leave_alone
+        )
         self.crew = Crew(
             asyncio.get_running_loop(),
             options,
@@ -89,6 +93,7 @@ class Engine:
             asyncio.create_task(self._forever(name, step))
             for name, step in (
                 ("settle", self.settler.step),
+                ("guard", self.guard.step),
                 ("renew", self._renew_step),
                 ("watch", self._watch_step),
                 ("tidy", self._tidy_step),
@@ -159,13 +164,8 @@ class Engine:
         if not rooms or not await self._is_worth_it(rooms):
             return False
         async with self._begin() as connection:
-            claimed = await claims.claim(
-                connection,
-                rooms,
-                worker=self._worker,
-                lease=self._options.lease,
-                patience=self._options.order_max_wait,
-            )
+            rooms = await self.guard.admit(connection, rooms)
+            claimed = await self._claim_into(connection, rooms)
             found = await contents.load(connection, [c.id for c in claimed]) if claimed else {}
         self._note_hunger(rooms, claimed)
         if self._is_stopping.is_set():
@@ -173,6 +173,23 @@ class Engine:
             return False
         self._start(claimed, found)
         return await self._postpone(rooms) or (bool(self._hungry) and bool(claimed))
+
+    async def _claim_into(self, connection: Any, rooms: Sequence[Room]) -> list[Claim]:
+        if not rooms:
+            return []
+        claimed = await claims.claim(
+            connection,
+            rooms,
+            worker=self._worker,
+            lease=self._options.lease,
+            patience=self._options.order_max_wait,
+        )
+        await self.guard.release_idle(connection, rooms, {claim.callback for claim in claimed})
+        return claimed
+
+    async def _leave_alone(self, callbacks: set[str]) -> None:
+        """Give back what was claimed for callbacks whose breaker has just opened."""
+        await self._give_back(self.crew.withdraw(callbacks))
 
     async def _postpone(self, rooms: Sequence[Room]) -> bool:
         """Clear the way if a claim found too little; True if there may be more behind it."""
@@ -192,7 +209,8 @@ class Engine:
         served = [
             callback
             for callback in self._callbacks.values()
-            if not (callback.is_async and self.crew.is_blocked)
+            if self.guard.lets_through(callback.name)
+            and not (callback.is_async and self.crew.is_blocked)
         ]
         self._turns += 1
         first = self._turns % len(served) if served else 0
@@ -226,6 +244,7 @@ class Engine:
     def _collect(self, outcomes: list[Outcome]) -> None:
         self.totals["ended"] += len(outcomes)
         self.settler.put(outcomes)
+        self.guard.note(outcomes)
         if self._hungry:
             self._gather()
         if not self.crew.held:

@@ -25,6 +25,8 @@ class DispatchOptions:
     silence_limit: timedelta = timedelta(seconds=15)
     watch_every: timedelta = timedelta(milliseconds=250)
     sweep_every: timedelta = timedelta(seconds=5)
+    # How often to look at the breakers of callbacks; after a failure, sooner.
+    guard_every: timedelta = timedelta(seconds=1)
     park_after: timedelta = timedelta(minutes=10)
     # Every transaction is cut off after this.
     database_limit: timedelta = timedelta(seconds=5)

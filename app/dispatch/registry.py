@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from app.dispatch.breaker import Breaker
 from app.dispatch.event import Event
 from app.dispatch.schedule import LONGEST_CAP, MAX_ATTEMPTS, Backoff
 from app.errors import ConfigError, DuplicateCallback
@@ -37,6 +38,8 @@ class Callback:
     concurrency: int | None
     is_ordered: bool
     account: str | None
+    # None: it is never left alone.
+    breaker: Breaker | None
     where: Callable[[Event], Any] | None
     is_async: bool
     # True if it writes in the transaction that settles its delivery.
@@ -53,6 +56,7 @@ class Callback:
             "backoff": self.backoff.base.total_seconds(),
             "concurrency": self.concurrency,
             "ordered": self.is_ordered,
+            "breaker": self.breaker is not None,
         }
         return Subscription(self.name, self.patterns, self.account, options)
 
@@ -86,6 +90,7 @@ class Callbacks:
         backoff: Backoff | timedelta | float | None = None,
         concurrency: int | None = None,
         ordered: bool = True,
+        breaker: Breaker | None = Breaker(),  # noqa: B008  # it is immutable
         account: str | None = None,
         where: Callable[[Event], Any] | None = None,
     ) -> Callable[[F], F]:
@@ -94,7 +99,8 @@ class Callbacks:
         `name` is under which deliveries are kept, so renaming a function should not change
         it. A call is given up after `timeout` and repeated up to `max_attempts` times;
         `backoff` is the first wait. At most `concurrency` calls run at once in a process.
-        With `ordered`, an event waits for the earlier ones of its envelope. `account`
+        With `ordered`, an event waits for the earlier ones of its envelope. `breaker` says
+        when calls that fail are left alone for a while; None means never. `account`
         narrows to one account, `where` to the events for which it answers true.
         """
 
@@ -110,6 +116,7 @@ class Callbacks:
                     concurrency=None if concurrency is None else _count("concurrency", concurrency),
                     is_ordered=bool(ordered),
                     account=account,
+                    breaker=_checked_breaker(breaker),
                     where=_checked_where(where),
                     is_async=_checked_kind(function),
                     takes_session=_takes_session(function),
@@ -200,6 +207,26 @@ def _backoff(value: Backoff | timedelta | float | None) -> Backoff:
         return value
     base = _duration("backoff", value, LONGEST_CAP)
     return Backoff(base=base, cap=max(base, Backoff().cap))
+
+
+def _checked_breaker(value: Any) -> Breaker | None:
+    if value is None:
+        return None
+    problem = (
+        "be a Breaker, or None"
+        if not isinstance(value, Breaker)
+        else "have a failure_rate above 0 and at most 1"
+        if not 0 < value.failure_rate <= 1
+        else "count at least one call, and probe with one"
+        if min(value.calls, value.probes) < 1
+        else "have times above 0"
+        if min(value.window, value.pause, value.longest) <= timedelta(0)
+        else None
+    )
+    if problem is not None:
+        raise ConfigError(f"breaker={value!r} of a callback must {problem}")
+    checked: Breaker = value
+    return checked
 
 
 def _checked_where(where: Any) -> Callable[[Event], Any] | None:

@@ -10,6 +10,7 @@ from typing import Any, assert_never
 from uuid import UUID
 
 from app.dispatch.attempt import Call, Dead, Done, Failed, Outcome, Skipped
+from app.dispatch.obituary import announce_dead
 from app.dispatch.schedule import next_try
 from app.store import deliveries, verdicts
 from app.store.session import DatabaseError, blames_data
@@ -34,7 +35,7 @@ def settlement(outcome: Outcome, *, noise: float) -> Settlement:
             return _row(outcome, "skipped", deliveries.DONE)
         case Dead(error, fingerprint):
             return _row(outcome, "dead", deliveries.DEAD, error, fingerprint)
-        case Failed(error, fingerprint, after):
+        case Failed(error, fingerprint, after, _):
             wait = _wait(outcome.call, after, noise)
             if wait is None:
                 return _row(outcome, "dead", deliveries.DEAD, error, fingerprint)
@@ -144,7 +145,10 @@ class Settler:
         """Write rows in one transaction; None if the database refuses one for what it says."""
         try:
             async with self._begin() as connection:
-                return await verdicts.settle(connection, rows, worker=self._worker)
+                due = await verdicts.settle(connection, rows, worker=self._worker)
+                dead = [row.id for row in rows if row.verdict == "dead" and row.id in due]
+                await announce_dead(connection, dead)
+                return due
         except DatabaseError as error:
             if not blames_data(error):
                 raise

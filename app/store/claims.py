@@ -25,6 +25,8 @@ class Room:
     callback: str
     limit: int
     is_ordered: bool
+    # True for the few calls that show whether an open breaker may close.
+    is_probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,11 @@ _HELD_BACK_POSTGRESQL = _HELD_BACK.format(
 # small index of what is owed for a better way to an id than the primary key, and walk over it.
 _CLAIM_POSTGRESQL = f"""
 WITH wanted AS (
-    SELECT room.* FROM unnest($1::text[], $2::int4[], $3::bool[]) AS room (name, places, ordered)
+    SELECT room.*
+    FROM unnest($1::text[], $2::int4[], $3::bool[], $7::bool[])
+        AS room (name, places, ordered, probing)
     JOIN callbacks c ON c.name = room.name AND c.paused_at IS NULL
+        AND (c.open_until IS NULL OR room.probing)
 ), due AS MATERIALIZED (
     SELECT found.* FROM wanted CROSS JOIN LATERAL (
         SELECT free.* FROM (
@@ -109,7 +114,10 @@ SELECT d.id FROM (
     ORDER BY due_at LIMIT ? + {WINDOW}
 ) AS d
 WHERE NOT (? AND {_HELD_BACK.format(patience=SQLITE_LATER, now=SQLITE_NOW)})
-  AND EXISTS (SELECT 1 FROM callbacks c WHERE c.name = d.callback AND c.paused_at IS NULL)
+  AND EXISTS (
+    SELECT 1 FROM callbacks c
+    WHERE c.name = d.callback AND c.paused_at IS NULL AND (c.open_until IS NULL OR ?)
+  )
 ORDER BY d.due_at LIMIT ?
 """
 _CLAIM_SQLITE = f"""
@@ -136,8 +144,7 @@ async def claim(
     one of its envelope longer than `patience` no longer does.
     """
     if is_postgresql(connection):
-        arrays = zip(*((r.callback, r.limit, r.is_ordered) for r in rooms), strict=True)
-        parameters = (*map(list, arrays), worker, lease, patience)
+        parameters = (*_arrays(rooms), worker, lease, patience, [r.is_probe for r in rooms])
         rows = (await connection.exec_driver_sql(_CLAIM_POSTGRESQL, parameters)).all()
         return [Claim(*tuple(row)) for row in rows]
     due = await _due_on_sqlite(connection, rooms, patience=patience)
@@ -149,13 +156,22 @@ async def claim(
     return [_claim_of_sqlite(row) for row in rows]
 
 
+def _arrays(rooms: Sequence[Room]) -> tuple[list[str], list[int], list[bool]]:
+    return (
+        [room.callback for room in rooms],
+        [room.limit for room in rooms],
+        [room.is_ordered for room in rooms],
+    )
+
+
 async def _due_on_sqlite(
     connection: AsyncConnection, rooms: Sequence[Room], *, patience: timedelta
 ) -> list[str]:
     due: list[str] = []
     for room in rooms:
         waited = seconds(-patience)
-        parameters = (room.callback, room.limit, room.is_ordered, waited, room.limit)
+        asked = (room.callback, room.limit, room.is_ordered, waited)
+        parameters = (*asked, room.is_probe, room.limit)
         due += (await connection.exec_driver_sql(_DUE_SQLITE, parameters)).scalars()
     return due
 
@@ -235,8 +251,7 @@ async def postpone(
     end of what it waits for wakes it, and if that goes wrong, its time comes by itself.
     """
     if is_postgresql(connection):
-        arrays = zip(*((r.callback, r.limit, r.is_ordered) for r in rooms), strict=True)
-        parameters = (*map(list, arrays), SHORTLY, SOON, patience)
+        parameters = (*_arrays(rooms), SHORTLY, SOON, patience)
         return (await connection.exec_driver_sql(_POSTPONE_POSTGRESQL, parameters)).rowcount
     waits = {"shortly": SHORTLY, "soon": SOON, "patience": patience, "waited": -patience}
     times = {name: seconds(wait) for name, wait in waits.items()}

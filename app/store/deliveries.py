@@ -4,7 +4,7 @@ They are claimed in `app.store.claims` and settled in `app.store.verdicts`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -245,6 +245,26 @@ async def page(
 def _shown() -> Any:
     joined = _deliveries.outerjoin(EventRow.__table__, EventRow.id == _deliveries.c.event_id)
     return select(*_SHOWN).select_from(joined)
+
+
+async def read(connection: AsyncConnection, delivery_ids: Sequence[UUID]) -> list[Delivery]:
+    """Give these deliveries, oldest first."""
+    query = _shown().where(_deliveries.c.id.in_(delivery_ids)).order_by(_deliveries.c.id)
+    return [Delivery(*row) for row in await connection.execute(query)]
+
+
+async def dead_fingerprints(
+    connection: AsyncConnection, fingerprints: Iterable[str], *, but: Sequence[UUID]
+) -> set[str]:
+    """Tell of which of these causes there are dead letters, `but` those."""
+    known = set()
+    for fingerprint in sorted(fingerprints):
+        query = select(_deliveries.c.id).limit(1)
+        query = query.where(_deliveries.c.state == DEAD, _deliveries.c.id.not_in(but))
+        query = query.where(_deliveries.c.fingerprint == fingerprint)
+        if (await connection.execute(query)).first() is not None:
+            known.add(fingerprint)
+    return known
 
 
 async def lock(connection: AsyncConnection, delivery_id: UUID) -> Delivery | None:

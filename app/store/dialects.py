@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
+from sqlalchemy import ColumnElement, func, literal_column
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
@@ -25,3 +27,10 @@ def seconds(wait: timedelta) -> str:
 def hexes(ids: Iterable[UUID]) -> str:
     """Write ids as SQLite keeps them, as one parameter for `json_each`."""
     return json.dumps([id_.hex for id_ in ids])
+
+
+def now(connection: AsyncConnection) -> ColumnElement[Any]:
+    """The time of the database, for an expression."""
+    if is_postgresql(connection):
+        return func.statement_timestamp()
+    return literal_column(SQLITE_NOW)

@@ -205,11 +205,13 @@ class TestClaim:
         )
         await postgres_ledger.change("ANALYZE deliveries")
         statement = claims._CLAIM_POSTGRESQL
-        types = "text[], int4[], bool[], text, interval, interval"
+        types = "text[], int4[], bool[], text, interval, interval, bool[]"
         async with postgres_ledger.transaction() as connection:
             await connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
             await connection.exec_driver_sql(f"PREPARE claim ({types}) AS {statement}")
-            explain = "EXPLAIN EXECUTE claim ('{file}', '{64}', '{t}', 'w', '30 s', '15 min')"
+            explain = (
+                "EXPLAIN EXECUTE claim ('{file}', '{64}', '{t}', 'w', '30 s', '15 min', '{f}')"
+            )
             plan = "\n".join((await connection.exec_driver_sql(explain)).scalars())
 
         assert 1 == plan.count("deliveries_due_idx")
@@ -482,8 +484,8 @@ class TestHeldBack:
         room = "'{file}', '{10}', '{t}'"
         statements = {
             claims._CLAIM_POSTGRESQL: (
-                "text[], int4[], bool[], text, interval, interval",
-                f"{room}, 'w', '30 s', '15 min'",
+                "text[], int4[], bool[], text, interval, interval, bool[]",
+                f"{room}, 'w', '30 s', '15 min', '{{f}}'",
             ),
             claims._POSTPONE_POSTGRESQL: (
                 "text[], int4[], bool[], interval, interval, interval",

@@ -1,0 +1,90 @@
+"""What all processes together know of how calls ended lately, and who may probe."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.base import text_to_time
+from app.store.dialects import SQLITE_LATER, SQLITE_NOW, is_postgresql, now, seconds
+from app.store.models import CallbackRow
+
+_callbacks = CallbackRow.__table__
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The breaker of one callback as it stands in the database, and when it was read."""
+
+    callback: str
+    open_until: datetime | None
+    counted: dict[str, Any] | None
+    at: datetime
+
+    @property
+    def is_half_open(self) -> bool:
+        """True if somebody may probe."""
+        return self.open_until is not None and self.open_until <= self.at
+
+
+async def read(
+    connection: AsyncConnection, names: Iterable[str], *, lock: bool = False
+) -> list[Gate]:
+    """Give the gates of these callbacks; with `lock`, keep others from changing them."""
+    columns = (_callbacks.c.name, _callbacks.c.open_until, _callbacks.c.breaker)
+    query = select(*columns, now(connection)).where(_callbacks.c.name.in_(sorted(names)))
+    query = query.order_by(_callbacks.c.name)
+    rows = await connection.execute(query.with_for_update() if lock else query)
+    return [Gate(row[0], row[1], row[2], _instant(row[3])) for row in rows]
+
+
+def _instant(moment: datetime | str) -> datetime:
+    # An expression of SQLite has no type, so its time is still text.
+    return text_to_time(moment) if isinstance(moment, str) else moment
+
+
+async def write(connection: AsyncConnection, gate: Gate) -> None:
+    """Write down what was counted and decided; whoever was probing no longer is."""
+    await connection.execute(
+        _callbacks.update()  # type: ignore[attr-defined]
+        .where(_callbacks.c.name == gate.callback)
+        .values(open_until=gate.open_until, breaker=gate.counted, probe_until=None)
+    )
+
+
+_PROBE = """
+UPDATE callbacks SET probe_until = {later}
+WHERE name = {name} AND open_until <= {now} AND (probe_until IS NULL OR probe_until <= {now})
+"""
+_PROBE_POSTGRESQL = _PROBE.format(
+    later="statement_timestamp() + $1::interval", name="$2", now="statement_timestamp()"
+)
+_PROBE_SQLITE = _PROBE.format(later=SQLITE_LATER, name="?", now=SQLITE_NOW)
+
+
+async def probe(connection: AsyncConnection, callback: str, *, hold: timedelta) -> bool:
+    """Become the one who probes a half-open callback, for as long as `hold`; False if not."""
+    if is_postgresql(connection):
+        result = await connection.exec_driver_sql(_PROBE_POSTGRESQL, (hold, callback))
+    else:
+        parameters = (seconds(hold), callback)
+        result = await connection.exec_driver_sql(_PROBE_SQLITE, parameters)
+    return result.rowcount == 1
+
+
+_UNPROBE_POSTGRESQL = "UPDATE callbacks SET probe_until = NULL WHERE name = ANY ($1::text[])"
+_UNPROBE_SQLITE = (
+    "UPDATE callbacks SET probe_until = NULL WHERE name IN (SELECT value FROM json_each(?))"
+)
+
+
+async def unprobe(connection: AsyncConnection, callbacks: Sequence[str]) -> None:
+    """Let others probe: there was nothing to probe with."""
+    if is_postgresql(connection):
+        await connection.exec_driver_sql(_UNPROBE_POSTGRESQL, (list(callbacks),))
+    else:
+        await connection.exec_driver_sql(_UNPROBE_SQLITE, (json.dumps(list(callbacks)),))
