@@ -84,6 +84,67 @@ class TestLoad:
         assert callback.function is audit_log.audit_log
 
 
+class TestFunction:
+    """What the built-in callbacks are: made of the settings, when somebody names them."""
+
+    MAKES = HEADER + (
+        "def make(settings):\n"
+        "    made = Callbacks()\n"
+        "    made.on(settings)(lambda event: None) if settings == '*' else None\n"
+        "    made.on('*', name=settings)(lambda event: None)\n"
+        "    return made\n"
+    )
+
+    def test_is_called_with_the_settings(self, project: Project) -> None:
+        project.write("mine.py", self.MAKES)
+
+        assert ["keep"] == [callback.name for callback in load("mine:make", "keep")]
+
+    def test_is_called_once_if_it_is_named_twice(self, project: Project) -> None:
+        project.write("mine.py", self.MAKES)
+
+        assert 1 == len(load("mine:make, mine:make", "keep"))
+
+    def test_that_makes_no_callbacks_is_refused(self, project: Project) -> None:
+        project.write("mine.py", "def make(settings): return 7")
+
+        assert "which is a int and no Callbacks object" in refusal("mine:make")
+
+    def test_that_fails_is_named_with_its_error(self, project: Project) -> None:
+        project.write("mine.py", "def make(settings): return settings.nothing")
+
+        assert "mine:make" in refusal("mine:make")
+        assert "AttributeError" in refusal("mine:make")
+
+    def test_that_misses_a_setting_names_it(self, project: Project) -> None:
+        text = "from app.errors import ConfigError\n"
+        text += "def make(settings): raise ConfigError('TO_URL is missing')"
+        project.write("mine.py", text)
+
+        assert "'mine:make': TO_URL is missing" in refusal("mine:make")
+
+
+class TestEntryPoint:
+    """Callbacks of an installed package have a short name."""
+
+    @pytest.fixture(name="installed", autouse=True)
+    def _installed(self, project: Project) -> None:
+        project.write("mine.py", ONE)
+        points = "[atlas_receiver.callbacks]\nonboarding = mine:callbacks\n"
+        project.write("mine-1.0.dist-info/entry_points.txt", points)
+        project.write("mine-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: mine\n")
+        sys.path.insert(0, str(project.home))
+
+    def test_is_loaded_by_its_name(self) -> None:
+        assert ["keep"] == [callback.name for callback in load("onboarding")]
+
+    def test_is_not_loaded_without_being_named(self) -> None:
+        assert () == load("")
+
+    def test_one_that_is_not_there_names_those_that_are(self) -> None:
+        assert "installed packages offer onboarding" in refusal("onbording")
+
+
 class TestRefusal:
     @pytest.mark.parametrize("spec", ["mine", "mine:", ":callbacks", ":"])
     def test_without_an_attribute_it_shows_how_to_write_it(self, spec: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.callbacks import Callbacks, Event
+from app.callbacks import Breaker, Callbacks, Event
 from app.dispatch.schedule import Backoff
 from app.errors import ConfigError, DuplicateCallback
 from app.store.callbacks import Subscription
@@ -236,3 +236,32 @@ class TestWants:
 
         assert subscription.wants("envelope.signed", "acme")
         assert not subscription.wants("envelope.signed", "default")
+
+
+class TestBreaker:
+    def test_is_there_if_nothing_is_said(self, callbacks: Callbacks) -> None:
+        callbacks.on("*", name="it")(lambda _: None)
+
+        assert Breaker() == next(iter(callbacks)).breaker
+
+    def test_can_be_left_out(self, callbacks: Callbacks) -> None:
+        callbacks.on("*", name="it", breaker=None)(lambda _: None)
+
+        assert next(iter(callbacks)).breaker is None
+
+    @pytest.mark.parametrize(
+        "breaker, word",
+        [
+            (True, "be a Breaker"),
+            (Breaker(failure_rate=0), "failure_rate"),
+            (Breaker(failure_rate=1.1), "failure_rate"),
+            (Breaker(calls=0), "at least one call"),
+            (Breaker(probes=0), "at least one call"),
+            (Breaker(pause=timedelta(0)), "times above 0"),
+        ],
+    )
+    def test_that_could_never_work_is_refused(
+        self, callbacks: Callbacks, breaker: Any, word: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=word):
+            callbacks.on("*", name="it", breaker=breaker)(lambda _: None)

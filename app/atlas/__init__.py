@@ -1,0 +1,1 @@
+"""Atlas as a server: what we ask it, and what we understand of its answers."""

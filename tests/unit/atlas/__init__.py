@@ -1,0 +1,1 @@
+"""What Atlas answers, and what is understood of it."""
