@@ -29,7 +29,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 import httpcore2
 import httpx2
 
-from app.errors import AppError
+from app.errors import AppError, ConfigError
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -334,7 +334,7 @@ class _Pools:
 
     def __init__(self, network: httpcore2.AsyncNetworkBackend) -> None:
         self._network = network
-        self._trust = httpcore2.default_ssl_context()
+        self._trust = _trust()
         self._open: _Open = {}
         # Keeps alive what is open until it is closed, also when this object goes first.
         weakref.finalize(self, _close_all, self._open).atexit = False
@@ -359,6 +359,17 @@ class _Pools:
         life = _live(loop, pool, self._open)
         self._open[loop] = (pool, life)
         await anext(life)
+
+
+def _trust() -> ssl.SSLContext:
+    """Give the authorities that certificates are checked against; there is no way around it."""
+    try:
+        return httpcore2.default_ssl_context()
+    except OSError as error:
+        raise ConfigError(
+            "SSL_CERT_FILE or SSL_CERT_DIR names something that cannot be read as certificates "
+            f"({type(error).__name__}): correct it, or leave it out for those of the system"
+        ) from error
 
 
 async def _live(

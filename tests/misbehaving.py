@@ -8,7 +8,9 @@ Usage::
 """
 
 import asyncio
+import socket
 import ssl
+import struct
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -142,6 +144,18 @@ def send_and_hang_up(data: bytes) -> Behaviour:
         writer.write(data)
         writer.close()
         await writer.wait_closed()
+
+    return behave
+
+
+def send_and_reset(data: bytes) -> Behaviour:
+    """Send these bytes, and break the connection instead of ending it."""
+
+    async def behave(_: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        at_once = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        writer.transport.abort()
 
     return behave
 

@@ -81,7 +81,7 @@ class Postgres:
             self._runner = _Runner.choose()
             self._bin = self._runner.place(find_binaries(version), self._home)
             self._data = self._home / "data"
-            self.port = _free_port()
+            self.port = free_port()
             self._initialise()
             self._heir = self._leave_a_will()
             self.start()
@@ -327,7 +327,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C", "TZ": "UTC"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Find a port below those that outgoing connections take.
 
     A server that is killed gets the same port again; a port from the system's

@@ -18,11 +18,13 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn, Protocol, cast
+from threading import Thread
+from typing import NoReturn, Protocol
 
 from app.callbacks import Callbacks, Event, GiveUp, RetryLater
 from app.callbacks.forward import document, encode
@@ -40,7 +42,6 @@ PARTING_SECONDS = 0.5
 LAST_WORDS = 500
 
 _INHERITED = ("PATH", "HOME", "LANG")
-_STDIN, _STDERR = 0, 2
 
 
 class CommandSettings(Protocol):
@@ -76,11 +77,11 @@ class Command:
         """Run the program once; return if it exits with 0."""
         left = (event.deadline - datetime.now(UTC)).total_seconds()
         seconds = max(left - STOPPING_SECONDS, left / 2, 0.0)
-        run = await _start(self._arguments, _environment(event))
+        given = encode(document(event))
+        run = _Run(self._arguments, _environment(event))
         try:
-            run.feed(encode(document(event)))
             async with asyncio.timeout(seconds):
-                await run.exited
+                await run.finish(given)
         except TimeoutError:
             raise CommandFailed(f"the program did not end within {seconds:.1f} s") from None
         finally:
@@ -109,57 +110,62 @@ def _ending(code: int | None) -> str:
     return f"the program exited with {code}"
 
 
-class _Run(asyncio.SubprocessProtocol):
+class _Run(asyncio.Protocol):
     """One process and what it has started, which is one group of processes.
 
-    Waiting for its exit must not mean waiting for its pipes: a child that it leaves behind
-    may hold them open for ever.
+    Its exit is waited for in a thread, which works beside every kind of event loop. It must
+    not mean waiting for its pipes: a child that is left behind may hold them for ever.
     """
 
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.exited: asyncio.Future[None] = loop.create_future()
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._exited = asyncio.Event()
         self._is_quiet = asyncio.Event()
-        self._is_closed = asyncio.Event()
         self._words = b""
+        self._stdin: asyncio.WriteTransport | None = None
+        self._stderr: asyncio.ReadTransport | None = None
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # the operator's own line, without a shell
+                arguments,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise CommandFailed(f"the program cannot be started: {reason}") from error
 
     @property
     def code(self) -> int | None:
         """The exit code; below 0 the signal; None while it runs."""
-        return self._transport.get_returncode()
+        return self._process.returncode
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note what the process is controlled with."""
-        # Casts, because the classes of other event loops are not related to these.
-        self._transport = cast("asyncio.SubprocessTransport", transport)
-        stdin = self._transport.get_pipe_transport(_STDIN)
-        self._stdin = cast("asyncio.WriteTransport", stdin)
+    async def finish(self, given: bytes) -> None:
+        """Give it its standard input, which it may take or leave, and wait for its exit."""
+        Thread(target=self._wait, name="command", daemon=True).start()
+        connect = self._loop.connect_read_pipe(lambda: self, self._process.stderr)
+        self._stderr, _ = await connect
+        pipe = self._process.stdin
+        self._stdin, _ = await self._loop.connect_write_pipe(asyncio.BaseProtocol, pipe)
+        self._stdin.write(given)
+        self._stdin.write_eof()
+        await self._exited.wait()
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        """Keep the end of what it writes, however much that is."""
-        del fd  # there is but one
+    def _wait(self) -> None:
+        self._process.wait()
+        with suppress(RuntimeError):  # the loop is closed; nobody wants to know any more
+            self._loop.call_soon_threadsafe(self._exited.set)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep the end of what it writes to standard error, however much that is."""
         self._words = (self._words + data)[-4 * LAST_WORDS :]
 
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        """Note that nobody can write any more."""
-        del exc  # a program need not read what it is given
-        if fd == _STDERR:
-            self._is_quiet.set()
-
-    def process_exited(self) -> None:
-        """Note that it has ended; its pipes may still be open."""
-        if not self.exited.done():
-            self.exited.set_result(None)
-
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note that nothing of it is left."""
+        """Note that nobody can write to it any more."""
         del exc
-        self._is_closed.set()
-
-    def feed(self, data: bytes) -> None:
-        """Give it its standard input; it may take that, or leave it."""
-        self._stdin.write(data)
-        self._stdin.write_eof()
+        self._is_quiet.set()
 
     def last_words(self) -> str:
         """Give the end of what it wrote to standard error."""
@@ -170,57 +176,48 @@ class _Run(asyncio.SubprocessProtocol):
         try:
             if self.code is None:
                 self._signal(signal.SIGTERM)
-                await self._exits_within(POLITE_SECONDS)
+                await _within(POLITE_SECONDS, self._exited)
         finally:
             # Also when somebody is not willing to wait for so long.
             self._signal(signal.SIGKILL)
-            self._let_go_of_input()
-            await self._close()
+            await self._let_go()
 
-    async def _close(self) -> None:
+    async def _let_go(self) -> None:
         try:
-            await self._exits_within(POLITE_SECONDS)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PARTING_SECONDS):
-                    await self._is_quiet.wait()
+            await _within(POLITE_SECONDS, self._exited)
+            if self._stderr is not None:
+                await _within(PARTING_SECONDS, self._is_quiet)
         finally:
-            self._transport.close()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PARTING_SECONDS):
-                await self._is_closed.wait()
+            self._close_stdin()
+            self._close_stderr()
 
-    async def _exits_within(self, seconds: float) -> None:
-        # Unlike wait_for, this leaves the future as it is.
-        await asyncio.wait({self.exited}, timeout=seconds)
+    def _close_stdin(self) -> None:
+        if self._stdin is None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        elif self._stdin.get_write_buffer_size():
+            # To close it would be to wait until somebody reads what is left in there; when
+            # nothing is, it is closed already.
+            self._stdin.abort()
+
+    def _close_stderr(self) -> None:
+        if self._stderr is None:
+            assert self._process.stderr is not None
+            self._process.stderr.close()
+        else:
+            self._stderr.close()
 
     def _signal(self, number: signal.Signals) -> None:
         # The process is the leader of its group: its id is that of the group, as long as
         # anybody is left in there. Afterwards there is nobody to be hit.
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._transport.get_pid(), number)
-
-    def _let_go_of_input(self) -> None:
-        # Closing would wait until somebody reads what is left; if nothing is, it is closed.
-        if self._stdin.get_write_buffer_size():
-            self._stdin.abort()
+            os.killpg(self._process.pid, number)
 
 
-async def _start(arguments: Sequence[str], environment: Mapping[str, str]) -> _Run:
-    loop = asyncio.get_running_loop()
-    try:
-        _, run = await loop.subprocess_exec(
-            _Run,
-            *arguments,
-            env=environment,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise CommandFailed(f"the program cannot be started: {reason}") from error
-    return run
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _environment(event: Event) -> Mapping[str, str]:

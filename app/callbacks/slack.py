@@ -162,10 +162,11 @@ def _disputed(event: Event, _: Mapping[str, Any]) -> str:
     )
 
 
-def _quarantined(event: Event, _: Mapping[str, Any]) -> str:
+def _quarantined(event: Event, data: Mapping[str, Any]) -> str:
+    reason = _text(data.get("reason"), LONGEST_NAME)
     return (
         f"*Quarantined*: an authentic event of the account `{_text(event.account)}` cannot be "
-        f"understood. It is kept, and nobody is owed it: {_how_to_look(event)}"
+        f"understood (`{reason}`). It is kept, and nobody is owed it: {_how_to_look(event)}"
     )
 
 

@@ -318,6 +318,9 @@ def session_settings(schema: str, limits: Limits) -> dict[str, str]:
         "enable_seqscan": "off",
         "enable_hashjoin": "off",
         "enable_mergejoin": "off",
+        # A scan that is left all the same, of a table with two rows, counts as dear as a
+        # query that is worth compiling, which takes longer than anything we ask.
+        "jit": "off",
     }
 
 

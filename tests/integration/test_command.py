@@ -210,7 +210,7 @@ class TestBadProgram:
             "trap 'echo tidied > tidied; exit 0' TERM; echo ready; sleep 600 & wait"
         )
 
-        verdict = await run(line, seconds=2)
+        verdict = await run(line, seconds=4)
 
         assert isinstance(verdict, Failed)
         assert "tidied\n" == program.read("tidied")
@@ -224,7 +224,8 @@ class TestBadProgram:
 
     async def test_a_child_that_got_away_does_not_hold_it_up(self, program: Program) -> None:
         """In a session of its own, with our pipes in its hands, and a body nobody reads."""
-        line = program.write("setsid sh -c 'echo $$ > pid; exec sleep 600' & sleep 0.2; exit 0")
+        away = "setsid sh -c 'echo $$ > pid; exec sleep 600' &"
+        line = program.write(f"{away} while [ ! -s pid ]; do sleep 0.01; done; exit 0")
         try:
             assert Done() == await run(line, LARGE)
         finally:

@@ -17,6 +17,7 @@ import pytest
 import trustme
 import uvloop
 
+from app.errors import ConfigError
 from app.outbound import (
     AddressRefused,
     Answer,
@@ -40,6 +41,7 @@ from tests.misbehaving import (
     say_nothing,
     send,
     send_and_hang_up,
+    send_and_reset,
 )
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
@@ -229,6 +231,12 @@ class TestBadAnswer:
 
         assert not (await calls._pools.of_this_loop()).connections
 
+    async def test_a_connection_that_breaks_is_a_broken_answer(self) -> None:
+        error = await failure_of(send_and_reset(OK + b"Content-Length: 9\r\n\r\nhalf"))
+
+        assert isinstance(error, BrokenAnswer)
+        assert "hung up before it had answered in full" in str(error)
+
     async def test_nobody_listens(self) -> None:
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
@@ -285,12 +293,13 @@ class TestDownload:
 
         assert "identity" == server.received[0].headers["accept-encoding"]
 
-    async def test_what_the_sink_raises_comes_through(self) -> None:
+    @pytest.mark.parametrize("error", [OSError("no space"), TimeoutError("no space")])
+    async def test_what_the_sink_raises_comes_through(self, error: Exception) -> None:
         def full(_: bytes) -> None:
-            raise OSError(28, "No space left on device")
+            raise error
 
         async with Misbehaving(answer(body=b"x")) as server:
-            with pytest.raises(OSError, match="No space"):
+            with pytest.raises(type(error), match="no space"):
                 await outbound().download(server.url, full, max_bytes=10)
 
 
@@ -556,6 +565,17 @@ class TestCertificate:
         own = trustme.CA().issue_cert("localhost")
         async with Misbehaving(answer(), tls=tls(own)) as server:
             assert isinstance(await failure(server.at("localhost")), Unreachable)
+
+    @pytest.mark.parametrize("content", [None, "no certificate"], ids=["absent", "noise"])
+    def test_authorities_that_cannot_be_read_stop_the_start(
+        self, trusted: Path, content: str | None
+    ) -> None:
+        trusted.unlink()
+        if content is not None:
+            trusted.write_text(content)
+
+        with pytest.raises(ConfigError, match="SSL_CERT_FILE"):
+            outbound()
 
     async def test_plain_http_where_tls_was_expected(self) -> None:
         async with Misbehaving(answer(), greeting=b"HTTP/1.1 400 Bad\r\n\r\n") as server:

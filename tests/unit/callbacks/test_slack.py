@@ -86,11 +86,12 @@ class TestMessage:
         [("conflict", "Conflict"), ("disputed", "Disputed"), ("quarantined", "Quarantined")],
     )
     def test_other_own_events_say_where_to_look(self, kind: str, word: str) -> None:
-        event = own(kind, about="evt_5")
+        event = own(kind, about="evt_5", reason="not-json")
 
         text = message(event)
 
         assert f"*{word}*" in text
+        assert ("(`not-json`)" in text) == (kind == "quarantined")
         assert "python -m app events show evt_5" in text
 
     @pytest.mark.parametrize("data", [None, [], "text", 7, {"metadata": []}])
