@@ -7,9 +7,13 @@ Secrets, signatures, sign URLs, bodies and e-mail addresses are never among them
 import json
 import logging
 import sys
+import threading
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 import structlog
@@ -65,10 +69,34 @@ class Lines(structlog.BytesLogger):
 
     def msg(self, message: bytes) -> None:
         """Write one line, or lose it."""
+        gathered: list[tuple[Lines, bytes]] | None = getattr(_thread, "gathered", None)
+        if gathered is not None:
+            gathered.append((self, message))
+            return
         with suppress(OSError, ValueError):
             super().msg(message)
 
     log = debug = info = warn = warning = error = critical = exception = msg
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def gathering() -> Iterator[None]:
+    """Write the lines of this thread at the end, all at once; for code that does not await.
+
+    Each write lets other threads run, and to get the turn back may take longer than
+    everything else that a line costs.
+    """
+    gathered: list[tuple[Lines, bytes]] = []
+    _thread.gathered = gathered
+    try:
+        yield
+    finally:
+        _thread.gathered = None
+        for writer, lines in groupby(gathered, key=itemgetter(0)):
+            writer.msg(b"\n".join(line for _, line in lines))
 
 
 class _Adopted(logging.Handler):

@@ -9,7 +9,7 @@ from typing import Any
 from app.errors import AppError
 from app.events.frozen import frozen
 from app.events.parties import Party
-from app.events.redaction import redact
+from app.events.redaction import may_hold_secrets, redact
 from app.store.claims import Claim
 from app.store.contents import Content, Decoded, decode
 
@@ -158,7 +158,8 @@ def _data(body: bytes | None) -> Any:
     if body is None:
         return None
     try:
-        return redact(json.loads(body))
+        data = json.loads(body)
+        return redact(data) if may_hold_secrets(body) else data
     except (ValueError, RecursionError) as error:
         # The text of a decoding error may quote the body.
         name = type(error).__name__

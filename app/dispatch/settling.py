@@ -15,7 +15,7 @@ from app.dispatch.schedule import next_try
 from app.store import deliveries, verdicts
 from app.store.session import DatabaseError, blames_data
 from app.store.verdicts import Settlement
-from app.telemetry import get_logger
+from app.telemetry import gathering, get_logger
 
 log = get_logger("dispatch")
 
@@ -155,11 +155,12 @@ class Settler:
         return None
 
     def _log(self, due: dict[UUID, datetime | None]) -> None:
-        for outcome, row in self._batch:
-            if row.id in due:
-                _tell(outcome, row, due_at=due[row.id])
-            else:
-                log.warning("verdict.dropped", **_fields(outcome, row))
+        with gathering():
+            for outcome, row in self._batch:
+                if row.id in due:
+                    _tell(outcome, row, due_at=due[row.id])
+                else:
+                    log.warning("verdict.dropped", **_fields(outcome, row))
 
 
 def _is_committed(outcome: Outcome) -> bool:

@@ -22,6 +22,20 @@ _SECRET_LINKS = re.compile(
     r"|preview|embed(?:ded)?|certificate|access|magic"
 )
 
+# One of these stands in every name and every link that is redacted.
+_TRACES = (
+    b"token",
+    b"secret",
+    b"passw",
+    b"key",
+    b"signature",
+    b"url",
+    b"uri",
+    b"link",
+    b"href",
+    b"://",
+)
+
 _BACKSLASH, _SLASH = rb"\/"
 _find_url = re.compile(rb'rl"').search
 _find_token = re.compile(rb'oken"').search
@@ -45,6 +59,15 @@ def has_links(body: bytes) -> bool:
 def has_marks(body: bytes) -> bool:
     """Whether `body` may hold something to redact: a link, or a link's name, however escaped."""
     return has_links(body) or bool(_find_url(body) or _find_token(body))
+
+
+def may_hold_secrets(body: bytes) -> bool:
+    """Whether anything in `body` may have to be redacted; quicker than to look at all of it."""
+    # What is escaped, or has letters that fold into others, is looked at in full.
+    if _BACKSLASH in body or not body.isascii():
+        return True
+    folded = body.lower()
+    return any(trace in folded for trace in _TRACES)
 
 
 def redact(value: Json, depth: int = 0) -> Json:

@@ -27,7 +27,7 @@ from app.store.session import (
     is_disconnect,
     sqlstate,
 )
-from app.telemetry import get_logger
+from app.telemetry import gathering, get_logger
 
 log = get_logger("intake")
 
@@ -237,8 +237,9 @@ class Intake:
         try:
             if projection.deliveries:
                 self._on_owed({callback for _, callback, *_ in projection.deliveries})
-            for fact in projection.facts:
-                _log_fact(fact)
+            with gathering():
+                for fact in projection.facts:
+                    _log_fact(fact)
         except Exception:
             with suppress(Exception):
                 log.exception("announcement.failed")

@@ -78,7 +78,7 @@ class TestObituary:
         with ledger.dispatching(callbacks):
             await until(lambda: number_is(ledger, 3))
 
-        firsts = [said["is_first"] for said in await obituaries(ledger)]
+        firsts = [said["is_first"] is True for said in await obituaries(ledger)]
         assert [False, False, True] == sorted(firsts)
 
     async def test_a_death_long_after_the_first_is_not_the_first(
@@ -90,7 +90,7 @@ class TestObituary:
             await ledger.owe("file", envelope="env_2")
             await until(lambda: number_is(ledger, 2))
 
-        assert [True, False] == [said["is_first"] for said in await obituaries(ledger)]
+        assert [True, False] == [said["is_first"] is True for said in await obituaries(ledger)]
 
     async def test_nobody_needs_to_ask_for_it(self, ledger: Ledger, callbacks: Callbacks) -> None:
         """It is history all the same; who asks for everything does not ask for our own."""
