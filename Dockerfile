@@ -4,12 +4,16 @@ ARG PYTHON_IMAGE=python:3.12-slim
 
 FROM ${PYTHON_IMAGE} AS dependencies
 WORKDIR /build
-# Only the lock: this layer is made anew when a dependency changes, not when we do.
-COPY requirements/run.txt ./
+# What built-in callbacks need: docker build --build-arg EXTRAS="nats blob" .
+ARG EXTRAS=""
+# Only the locks: this layer is made anew when a dependency changes, not when we do.
+COPY requirements/run.txt requirements/extra-*.txt ./
 RUN python -m venv --without-pip /opt/venv \
-    && python -m pip --python /opt/venv/bin/python install \
-        --compile --no-cache-dir --no-input --require-hashes --root-user-action=ignore \
-        -r run.txt
+    && for list in run.txt $(printf 'extra-%s.txt ' ${EXTRAS}); do \
+        [ "$list" = extra-.txt ] || python -m pip --python /opt/venv/bin/python install \
+            --compile --no-cache-dir --no-input --require-hashes --root-user-action=ignore \
+            -r "$list" || exit 1; \
+    done
 
 FROM ${PYTHON_IMAGE} AS service
 # HOME: a numeric user has no entry in /etc/passwd, and drivers look there for it.
@@ -24,7 +28,9 @@ COPY --from=dependencies /opt/venv /opt/venv
 COPY alembic.ini ./
 COPY migrations ./migrations
 COPY app ./app
-RUN python -m compileall -q app migrations
+# A volume that is mounted at /archive belongs to the user of the service.
+RUN python -m compileall -q app migrations \
+    && install -d -o 10001 -g 10001 -m 700 /archive
 USER 10001:10001
 EXPOSE 8000
 # Alive, not ready: a database that is away is no reason to restart the receiver.

@@ -209,7 +209,7 @@ def _of_registered(status: CallbackStatus) -> Finding:
             "start a worker whose CALLBACKS has it",
         )
     if dead := status.counts.get("dead"):
-        return _warn(what, f"{dead} are dead: `python -m app deliveries list --state dead`")
+        return _warn(what, f"{dead} are dead: `python -m app deliveries failures`")
     return _ok(what)
 
 

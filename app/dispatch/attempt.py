@@ -7,7 +7,7 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,9 +21,10 @@ from app.store.contents import Content
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The callback returned; what it wrote with its session is committed with that."""
+    """The callback returned."""
 
-    is_committed: bool = False
+    # The delivery is settled already, together with what was written with its session.
+    is_committed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

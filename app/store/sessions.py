@@ -211,9 +211,8 @@ def _close_sqlite(driver: Any) -> None:
 
 async def _commit(session: AuthorSession) -> None:
     _require_intact(session)
-    if session.in_transaction():
-        session.info[_IS_ENDING] = True
-        await session.run_sync(Session.commit)
+    session.info[_IS_ENDING] = True
+    await session.run_sync(Session.commit)
 
 
 def _require_intact(session: AsyncSession) -> None:

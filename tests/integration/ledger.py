@@ -47,6 +47,11 @@ class Ledger:
         async with self.database.begin(limit=LIMIT) as connection:
             yield connection
 
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Any]:
+        async with self.database.begin(limit=LIMIT, is_reading=True) as connection:
+            yield connection
+
     async def record(
         self,
         event_type: str | None = "envelope.signed",
@@ -123,7 +128,7 @@ class Ledger:
             )
 
     async def deliveries(self, **filters: str) -> list[Delivery]:
-        async with self.transaction() as connection:
+        async with self.reading() as connection:
             found = await deliveries.page(connection, filters=filters, limit=100_000)
         return found[::-1]
 
@@ -137,7 +142,7 @@ class Ledger:
         query = select(AttemptRow.__table__).order_by(AttemptRow.token)
         if delivery_id is not None:
             query = query.where(AttemptRow.delivery_id == delivery_id)
-        async with self.transaction() as connection:
+        async with self.reading() as connection:
             return list((await connection.execute(query)).all())
 
     async def verdicts(self, delivery_id: UUID | None = None) -> list[str]:
@@ -145,11 +150,11 @@ class Ledger:
 
     async def events(self, *types: str) -> list[UUID]:
         query = select(EventRow.id).where(EventRow.type.in_(types)).order_by(EventRow.id)
-        async with self.transaction() as connection:
+        async with self.reading() as connection:
             return list((await connection.execute(query)).scalars())
 
     async def audit(self) -> list[Any]:
-        async with self.transaction() as connection:
+        async with self.reading() as connection:
             query = select(AuditRow.__table__).order_by(AuditRow.id)
             return list((await connection.execute(query)).all())
 

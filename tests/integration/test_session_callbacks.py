@@ -36,6 +36,14 @@ async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
     await ledger.database.close()
 
 
+@pytest.fixture(name="postgres_ledger")
+async def _postgres_ledger(postgres_url: str) -> AsyncIterator[Ledger]:
+    ledger = Ledger(postgres_url)
+    await ledger.change("CREATE TABLE IF NOT EXISTS public.notes (delivery_id text)")
+    yield ledger
+    await ledger.database.close()
+
+
 @pytest.fixture(name="callbacks")
 def _callbacks() -> Callbacks:
     return Callbacks()
@@ -184,6 +192,39 @@ class TestWrites:
             await until(lambda: all_are(ledger, "done"))
 
         assert 1 == await notes(ledger)
+
+    async def test_a_statement_that_fails_undoes_all(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        async def stumble(session: AsyncSession, event: Event) -> None:
+            await write(session, event)
+            if event.attempt == 1:
+                await session.execute(text("INSERT INTO no_such_table VALUES (1)"))
+
+        on(callbacks, stumble, backoff=0.01)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert 1 == await notes(ledger)
+
+    async def test_a_connection_that_is_lost_undoes_all(
+        self, postgres_ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        async def lose(session: AsyncSession, event: Event) -> None:
+            await write(session, event)
+            if event.attempt == 1:
+                pid = (await session.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+                await elsewhere(postgres_ledger, f"SELECT pg_terminate_backend({pid})")
+
+        on(callbacks, lose, backoff=0.01)
+        await postgres_ledger.owe("note")
+
+        with postgres_ledger.dispatching(callbacks):
+            await until(lambda: all_are(postgres_ledger, "done"))
+
+        assert 1 == await notes(postgres_ledger)
 
     async def test_the_next_of_the_envelope_comes_at_once(
         self, ledger: Ledger, callbacks: Callbacks
