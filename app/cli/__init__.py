@@ -5,8 +5,8 @@ import sys
 import typer
 from rich.console import Console
 
-from app.cli import check, deliveries, events, keys, serve, trigger
-from app.errors import AppError
+from app.cli import callbacks, check, deliveries, events, keys, serve, trigger
+from app.errors import AppError, NotAllowed
 from app.store.session import DatabaseError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(serve.work)
 app.command()(serve.migrate)
 app.command()(check.check)
 app.command()(trigger.trigger)
+app.add_typer(callbacks.app, name="callbacks")
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(events.app, name="events")
 app.add_typer(keys.app, name="keys")
@@ -35,7 +36,7 @@ def main() -> None:
         app()
     except AppError as error:
         errors.print(f"error: {error}")
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, NotAllowed) else 2)
     except DatabaseError as error:
         errors.print(f"error: the database does not answer ({type(error).__name__}); DATABASE_URL")
         sys.exit(3)

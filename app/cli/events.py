@@ -19,15 +19,21 @@ from app.cli.terminal import (
     read_id,
     with_database,
 )
+from app.dispatch import replay
+from app.dispatch.replay import Redelivery
 from app.errors import NotFound
 from app.events.lifecycle import Effect
+from app.intake.reproject import Reprojected, Result
+from app.intake.reproject import reproject as apply_again
 from app.settings import Settings
 from app.store import deliveries
 from app.store import events as rows
 from app.store.deliveries import Delivery
 from app.store.session import Database
 
-app = typer.Typer(no_args_is_help=True, help="See what Atlas said, and what came of it.")
+app = typer.Typer(
+    no_args_is_help=True, help="See what Atlas said, and what came of it; apply or owe it again."
+)
 
 
 @app.command("list")
@@ -208,3 +214,77 @@ def _described(event: Any) -> dict[str, object]:
         "copies": copies,
         "key": event.key_label,
     }
+
+
+EventId = Annotated[str, typer.Argument(help="Our id of the event, as the list shows it.")]
+
+
+@app.command()
+def redispatch(
+    event_id: EventId,
+    *,
+    callback: Annotated[
+        str | None, typer.Option(help="Only to this one; else to all that ask for it now.")
+    ] = None,
+) -> None:
+    """Owe an event to callbacks once more, also if they are done with it.
+
+    Each delivery is a new one, with an idempotency key of its own, and the callback can
+    see that it is a replay.
+
+    Example: [b]python -m app events redispatch 019… --callback onboarding[/b]
+    """
+    id_ = read_id(event_id, "an event")
+
+    async def act(database: Database, _: Settings) -> list[Redelivery]:
+        return await replay.redispatch(database, id_, callback=callback, actor=actor())
+
+    print_table(
+        ["DELIVERY", "CALLBACK", "GENERATION"],
+        [(each.id, each.callback, each.generation) for each in with_database(act)],
+    )
+
+
+@app.command()
+def reproject(
+    event_id: EventId,
+    *,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Take the word of a conflict, whatever was said.")
+    ] = False,
+) -> None:
+    """Read the bytes of an event anew, and apply what they say to its envelope.
+
+    For one in quarantine, after an update that understands it; for one of which values
+    were lost; and with [b]--accept[/b] for one that contradicts another: then its word
+    counts, and the status of the envelope may go down.
+
+      python -m app events reproject 019…
+
+      python -m app events reproject 019… --accept
+    """
+    id_ = read_id(event_id, "an event")
+
+    async def act(database: Database, _: Settings) -> Reprojected:
+        return await apply_again(database, id_, is_accepted=accept, actor=actor())
+
+    done = with_database(act)
+    typer.echo(f"{id_}: {_RESULTS[done.result].format(original=done.original)}")
+    print_fields(
+        {
+            "type": done.type,
+            "envelope_id": done.envelope_id,
+            "effect": done.effect if done.effect == done.was else f"{done.was} → {done.effect}",
+            "owed to": ", ".join(done.owed) or "nobody new",
+        }
+    )
+
+
+_RESULTS = {
+    Result.RECORDED: "understood, and recorded",
+    Result.DUPLICATE: "understood: a copy of {original}",
+    Result.CONFLICT: "understood: it contradicts {original}; nothing was applied",
+    Result.REFRESHED: "applied again; its envelope has changed",
+    Result.UNCHANGED: "applied again; its envelope says all of it already",
+    Result.ACCEPTED: "accepted; it overrules {original}",
+}

@@ -4,15 +4,20 @@ import asyncio
 import getpass
 import json
 import os
+import re
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from app import telemetry
@@ -47,6 +52,19 @@ def with_database(
             await database.close()
 
     return asyncio.run(run())
+
+
+# What a shell says of a program that Ctrl-C has ended.
+INTERRUPTED = 130
+
+
+def uninterrupted(action: Callable[[], T], hint: str) -> T:
+    """Run something that may be stopped at any time, and say what that means."""
+    try:
+        return action()
+    except KeyboardInterrupt:
+        notes.print(f"interrupted: {hint}; the same command goes on")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def actor() -> str:
@@ -121,6 +139,67 @@ def fail(message: str) -> NoReturn:
     """Say what went wrong in one line, and end with status 1."""
     notes.print(f"error: {message}")
     raise typer.Exit(1)
+
+
+_AGO = re.compile(r"(\d{1,6})\s*([dhm])(?:\s+ago)?")
+_LENGTHS = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
+
+
+def read_moment(text: str, now: datetime) -> datetime:
+    """Read a time that a person typed: a date, a time, or how long ago it was."""
+    if (ago := _AGO.fullmatch(text.strip())) is not None:
+        try:
+            return now - int(ago[1]) * _LENGTHS[ago[2]]
+        except OverflowError:
+            return datetime.min.replace(tzinfo=UTC)
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise typer.BadParameter(
+            f"{printable(text)[:80]!r} is no time: 2026-07-01, 2026-07-01T09:30Z, 7d or 12h"
+        ) from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where something long stands: so many of so many, and what else there is to say."""
+
+    done: int
+    total: int
+    text: str = ""
+
+
+# Behind a pipe, not every step is worth a line.
+LINE_EVERY = 5.0
+
+
+async def follow(
+    steps: AsyncGenerator[T, None], show: Callable[[T], Step], *, console: Console = notes
+) -> T:
+    """Show the steps of something long: a bar on a terminal, or lines; give the last step."""
+    bar = Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    shown_at, last = -LINE_EVERY, None
+    # Closed here and now, not when the memory is tidied up: what it writes down at its end
+    # needs the database.
+    async with aclosing(steps):
+        with bar:
+            task = bar.add_task("", total=None)
+            async for last in steps:
+                step = show(last)
+                bar.update(task, completed=step.done, total=step.total, description=step.text)
+                if not console.is_terminal and time.monotonic() - shown_at >= LINE_EVERY:
+                    shown_at = time.monotonic()
+                    console.print(f"{step.done}/{step.total} {step.text}".rstrip())
+    assert last is not None  # each of them says at least where it begins
+    return last
 
 
 def ago(moment: datetime, now: datetime) -> str:

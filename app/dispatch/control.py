@@ -1,16 +1,18 @@
-"""What an operator may do about deliveries: look, retry, discard; every act is written down."""
+"""What an operator may do: look, retry, discard, pause, resume; every act is written down."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
+from typing import Any
 from uuid import UUID
 
 from app.dispatch.options import DispatchOptions
 from app.errors import NotAllowed, NotFound
 from app.store import callbacks as subscriptions
-from app.store import deliveries
-from app.store.callbacks import Registered
+from app.store import deliveries, pauses
+from app.store.callbacks import Registered, Subscription
 from app.store.deliveries import DEAD, DISCARDED, DONE, PARKED, PENDING, RUNNING, Delivery
+from app.store.pauses import Flow
 from app.store.session import Database
 
 LIMIT = timedelta(seconds=5)
@@ -32,6 +34,15 @@ class CallbackStatus:
 
     registered: Registered
     counts: Mapping[str, int]
+    flow: Flow
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One delivery and every attempt at it."""
+
+    delivery: Delivery
+    attempts: Sequence[Any]
 
 
 async def list_deliveries(  # noqa: PLR0913  # each filter is a word that operators write by name
@@ -54,11 +65,21 @@ async def list_deliveries(  # noqa: PLR0913  # each filter is a word that operat
         "account": account,
     }
     size = max(1, min(limit, LARGEST_PAGE))
-    before = None if cursor is None else _id(cursor, "a cursor")
+    before = None if cursor is None else as_id(cursor, "a cursor")
     async with database.begin(limit=LIMIT, is_reading=True) as connection:
         items = await deliveries.page(connection, filters=filters, limit=size + 1, before=before)
     is_last = len(items) <= size
     return Page(tuple(items[:size]), None if is_last else str(items[size - 1].id))
+
+
+async def find(database: Database, delivery_id: UUID | str) -> Found:
+    """Give one delivery with its history."""
+    wanted = as_id(delivery_id, "a delivery")
+    async with database.begin(limit=LIMIT, is_reading=True) as connection:
+        found = await deliveries.page(connection, filters={"id": wanted}, limit=1)
+        if not found:
+            raise NotFound(f"there is no delivery {wanted}")
+        return Found(found[0], await deliveries.attempts_of(connection, [wanted]))
 
 
 async def retry(database: Database, delivery_id: UUID | str, *, actor: str) -> Delivery:
@@ -81,6 +102,7 @@ async def list_callbacks(
     async with database.begin(limit=LIMIT, is_reading=True) as connection:
         registered = await subscriptions.read_all(connection, unserved_after=after)
         counts = await deliveries.count_unsettled(connection)
+        flows = await pauses.read(connection)
     return [
         CallbackStatus(
             each,
@@ -89,9 +111,63 @@ async def list_callbacks(
                 for (name, state), number in sorted(counts.items())
                 if name == each.subscription.name
             },
+            flows[each.subscription.name],
         )
         for each in registered
     ]
+
+
+async def pause(database: Database, name: str, *, reason: str, actor: str) -> bool:
+    """Deliver nothing more to a callback: its deliveries gather. False if it was paused."""
+    async with database.begin(limit=LIMIT) as connection:
+        require_callback(await subscriptions.read(connection), name)
+        is_changed = await pauses.pause(connection, name)
+        if is_changed:
+            await deliveries.audit(
+                connection,
+                actor=actor,
+                action="callback.paused",
+                subject=f"callback:{name}",
+                details={"reason": reason},
+            )
+    return is_changed
+
+
+async def resume(database: Database, name: str, *, actor: str) -> bool:
+    """Deliver to a callback again, also if its breaker stopped that. False if nothing did."""
+    async with database.begin(limit=LIMIT) as connection:
+        require_callback(await subscriptions.read(connection), name)
+        flow = (await pauses.read(connection))[name]
+        is_changed = await pauses.resume(connection, name)
+        if is_changed:
+            held = describe_hold(flow) or "its breaker had counted failures"
+            await deliveries.audit(
+                connection,
+                actor=actor,
+                action="callback.resumed",
+                subject=f"callback:{name}",
+                details={"was": held},
+            )
+    return is_changed
+
+
+def require_callback(registered: Sequence[Subscription], name: str) -> Subscription:
+    """Give the callback of this name. Raises `NotFound`, which names those there are."""
+    for each in registered:
+        if each.name == name:
+            return each
+    known = ", ".join(each.name for each in registered) or "none: no process has loaded any"
+    raise NotFound(f"there is no callback {name!r}; registered: {known}")
+
+
+def describe_hold(flow: Flow) -> str | None:
+    """Say what keeps a callback from being given anything, if something does."""
+    if flow.paused_at is not None:
+        return f"callback {flow.name!r} is paused: `callbacks resume {flow.name}`"
+    if flow.open_until is not None:
+        until = flow.open_until.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return f"the breaker of callback {flow.name!r} is open until {until}"
+    return None
 
 
 async def _act(
@@ -102,7 +178,7 @@ async def _act(
     actor: str,
     reason: str | None = None,
 ) -> Delivery:
-    wanted = _id(delivery_id, "a delivery")
+    wanted = as_id(delivery_id, "a delivery")
     refusal, change = _ACTS[action]
     async with database.begin(limit=LIMIT) as connection:
         delivery = await deliveries.lock(connection, wanted)
@@ -143,7 +219,8 @@ _ACTS = {
 }
 
 
-def _id(value: UUID | str, what: str) -> UUID:
+def as_id(value: UUID | str, what: str) -> UUID:
+    """Read the id of something; what is none is not found."""
     try:
         return value if isinstance(value, UUID) else UUID(value)
     except ValueError:

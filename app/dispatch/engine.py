@@ -115,11 +115,14 @@ class Engine:
         await _cancel([stopping])
 
     @asynccontextmanager
-    async def _begin(self, *, is_reading: bool = False) -> AsyncIterator[Any]:
+    async def _begin(
+        self, *, is_reading: bool = False, is_split: bool = False
+    ) -> AsyncIterator[Any]:
         # SQLite's writers take turns; those of one loop better than by polling the file.
         async with self._turn:
             limit = self._options.database_limit
-            async with self._database.begin(limit=limit, is_reading=is_reading) as connection:
+            begun = self._database.begin(limit=limit, is_reading=is_reading, is_split=is_split)
+            async with begun as connection:
                 yield connection
 
     async def _forever(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
@@ -163,7 +166,7 @@ class Engine:
         rooms = self._rooms()
         if not rooms or not await self._is_worth_it(rooms):
             return False
-        async with self._begin() as connection:
+        async with self._begin(is_split=True) as connection:
             rooms = await self.guard.admit(connection, rooms)
             claimed = await self._claim_into(connection, rooms)
             found = await contents.load(connection, [c.id for c in claimed]) if claimed else {}

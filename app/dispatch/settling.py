@@ -23,7 +23,7 @@ BATCH = 500
 UNWRITABLE = "the verdict could not be written as it was"
 
 # Opens a transaction on the database of the dispatch loop.
-Begin = Callable[[], AbstractAsyncContextManager[Any]]
+Begin = Callable[..., AbstractAsyncContextManager[Any]]
 
 
 def settlement(outcome: Outcome, *, noise: float) -> Settlement:
@@ -144,10 +144,10 @@ class Settler:
     async def _write(self, rows: Sequence[Settlement]) -> dict[UUID, datetime | None] | None:
         """Write rows in one transaction; None if the database refuses one for what it says."""
         try:
-            async with self._begin() as connection:
+            dead = [row.id for row in rows if row.verdict == "dead"]
+            async with self._begin(is_split=not dead) as connection:
                 due = await verdicts.settle(connection, rows, worker=self._worker)
-                dead = [row.id for row in rows if row.verdict == "dead" and row.id in due]
-                await announce_dead(connection, dead)
+                await announce_dead(connection, [id_ for id_ in dead if id_ in due])
                 return due
         except DatabaseError as error:
             if not blames_data(error):

@@ -10,7 +10,7 @@ order and however often, which is all that a sender without sequence numbers lea
 
 import json
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from operator import attrgetter
@@ -150,9 +150,52 @@ def project(envelope: Envelope, event: Event, *, received_at: datetime) -> tuple
 def refresh(envelope: Envelope, event: Event, *, received_at: datetime) -> Envelope:
     """Return the envelope after a duplicate: it says the same, but may know more.
 
-    The status cannot move, because a duplicate repeats the core of the first.
+    The status stays where it is: a duplicate repeats the core of the first, and what that
+    said may have been overruled since.
     """
-    return project(envelope, event, received_at=received_at)[0]
+    step = _Step(envelope, event)
+    step.pass_milestone(received_at)
+    step.bring_context()
+    step.bring_parties()
+    return step.taken()
+
+
+def accept(envelope: Envelope, event: Event, *, received_at: datetime) -> Envelope:
+    """Return the envelope after an event whose word a person takes over all that was said.
+
+    This is a way down for the status. Of the parties the furthest still stands, and every
+    milestone that was passed. Whether it stays disputed is up to whoever knows what else was
+    said.
+    """
+    stamps: dict[str, Stamp] = envelope.marks.get("stamps", {})
+    said = _columns_of(event) & stamps.keys()
+    others = {name: stamp for name, stamp in stamps.items() if name not in said}
+    start = replace(
+        envelope,
+        status=None if event.type in IMPLIED_STATUS else envelope.status,
+        disputed=False,
+        marks={**envelope.marks, "stamps": others},
+    )
+    after, _ = project(start, event, received_at=received_at)
+    # A copy of what is overruled must not come back by its larger stamp.
+    fresh = dict(after.marks.get("stamps", {}))
+    fresh |= {name: max(fresh[name], stamps[name]) for name in said}
+    marks = {**after.marks, "stamps": fresh}
+    kept = {name: mark for name, mark in marks.items() if mark}
+    return replace(after, disputed=envelope.disputed, marks=kept)
+
+
+def _columns_of(event: Event) -> set[str]:
+    """Name the columns of context that an event has a word on."""
+    values = zip(_CONTEXT, _read_context(event), strict=True)
+    said = {column for column, value in values if value or value is False}
+    return said | {"status_word"} if event.status_word and event.status is None else said
+
+
+def ends_said(event_type: str, status: str | None) -> set[str]:
+    """Name the ends of an envelope that an event of this type and status word speaks of."""
+    implied = IMPLIED_STATUS.get(event_type)
+    return set() if implied is None else {implied, status or implied} & TERMINAL
 
 
 class _Step:

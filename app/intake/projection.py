@@ -45,6 +45,8 @@ class Projection:
     deliveries: list[tuple[Any, ...]] = field(default_factory=list)
     copies: dict[UUID, int] = field(default_factory=dict)
     facts: list[Fact] = field(default_factory=list)
+    # Events that have a row already: it is written anew whatever becomes of them.
+    stored: frozenset[UUID] = frozenset()
 
     def take(self, judged: Judged, *, conflicts: Mapping[UUID, UUID]) -> None:
         """Add what one judged submission changes; `conflicts` names those known already."""
@@ -83,25 +85,33 @@ class Projection:
 
     def _refresh(self, submission: Submission, original: UUID) -> Effect | None:
         """Take over newer context; a copy that changes the row is kept as evidence."""
-        held = self._hold(submission)
-        if held is None or submission.event is None:
+        if submission.event is None:
             return None
+        held = self._hold(submission)
+        is_newer = held is not None and self._bring_newer(held, submission.event, submission)
+        if not is_newer and submission.event_id not in self.stored:
+            return None
+        self._store(submission, effect=Effect.REFRESHED, held=held, original=original, order=False)
+        return Effect.REFRESHED
+
+    def _bring_newer(self, held: Held, event: Event, submission: Submission) -> bool:
         # Another replica may have received this copy before the first; that is no news, and
         # must not move a milestone whose time is only that of our receipt.
         received_at = max(submission.received_at, held.updated_at)
-        fresh = refresh(held.envelope, submission.event, received_at=received_at)
+        fresh = refresh(held.envelope, event, received_at=received_at)
         if fresh == held.envelope:
-            return None
+            return False
         held.envelope = fresh
         self._advance(held, sequence=0)
-        self._store(submission, effect=Effect.REFRESHED, held=held, original=original, order=False)
-        return Effect.REFRESHED
+        return True
 
     def _contradict(self, judged: Judged, *, known: UUID | None) -> None:
         submission = judged.submission
         if known is not None:
             if known != submission.event_id:
                 self.copies[known] = self.copies.get(known, 0) + 1
+            if submission.event_id in self.stored:
+                self._store_conflict(judged, held=self._hold(submission))
             self._answer(submission, Outcome.CONFLICT, known, effect=Effect.CONFLICT)
             return
         held = self._hold(submission)
@@ -109,17 +119,20 @@ class Projection:
         if held is not None and not was_disputed:
             held.envelope = replace(held.envelope, disputed=True)
             self._advance(held, sequence=0)
+        self._store_conflict(judged, held=held)
+        self._answer(submission, Outcome.CONFLICT, submission.event_id, effect=Effect.CONFLICT)
+        self._raise(CONFLICT, submission, held=held)
+        if not was_disputed:
+            self._raise(DISPUTED, submission, held=held)
+
+    def _store_conflict(self, judged: Judged, *, held: Held | None) -> None:
         self._store(
-            submission,
+            judged.submission,
             effect=Effect.CONFLICT,
             held=held,
             original=judged.original,
             order=False,
         )
-        self._answer(submission, Outcome.CONFLICT, submission.event_id, effect=Effect.CONFLICT)
-        self._raise(CONFLICT, submission, held=held)
-        if not was_disputed:
-            self._raise(DISPUTED, submission, held=held)
 
     def _quarantine(self, submission: Submission) -> None:
         self._store(submission, effect=Effect.QUARANTINED, held=None)
@@ -169,7 +182,15 @@ class Projection:
             sequence = held.sequence if held is not None else None
             self.deliveries.append((event_id, callback, account, envelope_id, sequence))
 
-    def _raise(self, event_type: str, submission: Submission, *, held: Held | None) -> None:
+    def _raise(
+        self,
+        event_type: str,
+        submission: Submission,
+        *,
+        held: Held | None,
+        effect: Effect = Effect.MILESTONE,
+        more: Mapping[str, str | None] | None = None,
+    ) -> None:
         """Add an event of our own about what just happened; callbacks may ask for it."""
         event_id = new_id()
         if held is not None:
@@ -180,12 +201,12 @@ class Projection:
             "about": str(submission.event_id),
             "type": submission.event.type if submission.event else None,
             "reason": submission.reason,
+            **(more or {}),
         }
         if held is not None:
             said["envelope_id"] = held.key[1]
-        self.events.append(
-            _own_row(event_id, event_type, submission=submission, held=held, now=self.now)
-        )
+        own = _own_row(event_id, event_type, effect, submission=submission, held=held, now=self.now)
+        self.events.append(own)
         self.bodies.append((event_id, json.dumps(said).encode()))
         self._owe(event_id, event_type, submission.account, held)
 
@@ -256,6 +277,7 @@ def _quarantine_row(submission: Submission) -> tuple[Any, ...]:
 def _own_row(
     event_id: UUID,
     event_type: str,
+    effect: Effect,
     *,
     submission: Submission,
     held: Held | None,
@@ -270,7 +292,7 @@ def _own_row(
         now,
         now,
         held.sequence if held is not None else None,
-        Effect.MILESTONE.value,
+        effect.value,
         held.envelope.status if held is not None else None,
         held.version if held is not None else None,
         *(None,) * 5,

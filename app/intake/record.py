@@ -25,8 +25,8 @@ async def record(
     Locks are taken in the one order of this service: identities, sorted; then envelopes,
     sorted, never waiting for one that is held; then the rest. Raises `EnvelopesBusy`.
     """
-    judged = await _judge(connection, batch)
-    conflicts = await _claim_conflicts(connection, judged)
+    judged = await judge(connection, batch)
+    conflicts = await claim_conflicts(connection, judged)
     keys = {key for j in judged if (key := j.submission.envelope_key) and not j.is_settled}
     projection = Projection(await envelopes.lock(connection, keys), interested, now)
     for each in judged:
@@ -35,9 +35,18 @@ async def record(
     return projection
 
 
-async def _judge(connection: Connection, batch: Sequence[Submission]) -> list[Judged]:
+async def judge(
+    connection: Connection, batch: Sequence[Submission], *, is_stored: bool = False
+) -> list[Judged]:
+    """Claim the keys of all, and decide which are new.
+
+    What is stored already sees its own new claims among those that are known.
+    """
     ledger = Ledger(batch)
     known = await events.claim(connection, ledger.wanted)
+    if is_stored:
+        own = {submission.event_id for submission in batch}
+        known = {claim: each for claim, each in known.items() if each.event_id not in own}
     ledger.learn(known)
     judged = []
     for submission in batch:
@@ -49,7 +58,7 @@ async def _judge(connection: Connection, batch: Sequence[Submission]) -> list[Ju
     return judged
 
 
-async def _claim_conflicts(connection: Connection, judged: Sequence[Judged]) -> dict[UUID, UUID]:
+async def claim_conflicts(connection: Connection, judged: Sequence[Judged]) -> dict[UUID, UUID]:
     """Give, for each contradiction that was seen before, the event that holds it.
 
     That is the event itself if an earlier try, whose answer was lost, had committed.
@@ -73,9 +82,14 @@ async def _claim_conflicts(connection: Connection, judged: Sequence[Judged]) -> 
 
 
 def _conflict_claim(judged: Judged) -> Claim:
-    submission = judged.submission
     assert judged.original is not None  # a contradiction contradicts something
-    return submission.account, f"conflict:{judged.original.hex}:{submission.content}"
+    submission = judged.submission
+    return conflict_claim(submission.account, judged.original, submission.content)
+
+
+def conflict_claim(account: str, original: UUID, content: str) -> Claim:
+    """Give the key of a contradiction: the same one again is no news."""
+    return account, f"conflict:{original.hex}:{content}"
 
 
 async def _write(connection: Connection, projection: Projection) -> None:
@@ -87,4 +101,4 @@ async def _write(connection: Connection, projection: Projection) -> None:
         await events.count_copies(connection, projection.copies, at=projection.now)
 
 
-__all__ = ["Fact", "record"]
+__all__ = ["Fact", "claim_conflicts", "conflict_claim", "judge", "record"]

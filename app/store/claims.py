@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.store.deliveries import LOST, LOST_COLUMNS, LOST_SQLITE
 from app.store.dialects import SQLITE_LATER, SQLITE_NOW, is_postgresql, seconds
+from app.store.session import fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,8 @@ async def claim(
     """
     if is_postgresql(connection):
         parameters = (*_arrays(rooms), worker, lease, patience, [r.is_probe for r in rooms])
-        rows = (await connection.exec_driver_sql(_CLAIM_POSTGRESQL, parameters)).all()
-        return [Claim(*tuple(row)) for row in rows]
+        rows = await fetch(connection, _CLAIM_POSTGRESQL, parameters)
+        return [Claim(*row) for row in rows]
     due = await _due_on_sqlite(connection, rooms, patience=patience)
     if not due:
         return []

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.store.bulk import Columns
 from app.store.dialects import hexes, is_postgresql
 from app.store.models import EnvelopeRow, EventRow
+from app.store.session import fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ async def load(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, C
     query, ask = (
         (_LOAD_POSTGRESQL, (list(ids),)) if on_postgresql else (_LOAD_SQLITE, (hexes(ids),))
     )
-    rows = (await connection.exec_driver_sql(query, ask)).all()
+    rows = await fetch(connection, query, ask)
     return {
         row[0] if on_postgresql else UUID(row[0]): Content(
             row, on_postgresql, row[_EVENT_TYPE], row[_FIELDS_STATUS]

@@ -94,14 +94,15 @@ _FOLLOWING = """
     )
     AND CASE WHEN following.state = 'pending' AND following.attempts = following.spent
         THEN following.due_at > {now} END"""
+# With rows called `d` in front, those behind which something waits.
+BEHIND_POSTGRESQL = f"""CROSS JOIN LATERAL (
+    SELECT following.id FROM deliveries following
+    WHERE {_FOLLOWING.format(now="statement_timestamp()")}
+    FOR UPDATE OF following SKIP LOCKED
+) AS woken"""
 _WAKE_POSTGRESQL = f"""
 UPDATE deliveries SET due_at = statement_timestamp() WHERE id = ANY (ARRAY(
-    SELECT woken.id FROM deliveries d CROSS JOIN LATERAL (
-        SELECT following.id FROM deliveries following
-        WHERE {_FOLLOWING.format(now="statement_timestamp()")}
-        FOR UPDATE OF following SKIP LOCKED
-    ) AS woken
-    WHERE d.id = ANY ($1::uuid[])
+    SELECT woken.id FROM deliveries d {BEHIND_POSTGRESQL} WHERE d.id = ANY ($1::uuid[])
 ))
 """
 _WAKE_SQLITE = f"""

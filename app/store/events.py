@@ -156,6 +156,34 @@ async def get(connection: AsyncConnection, event_id: UUID) -> Row[Any] | None:
     return (await connection.execute(query)).one_or_none()
 
 
+async def lock(connection: AsyncConnection, event_id: UUID) -> Row[Any] | None:
+    """Give one event, and keep others from changing it until the transaction ends."""
+    query = select(EventRow.__table__).where(EventRow.id == event_id).with_for_update()
+    return (await connection.execute(query)).one_or_none()
+
+
+async def restate(connection: AsyncConnection, row: Mapping[str, Any]) -> None:
+    """Write down what an event that is stored already has turned out to say and to do."""
+    table: Any = EventRow.__table__
+    await connection.execute(table.update().where(table.c.id == row["id"]).values(**row))
+
+
+async def history(
+    connection: AsyncConnection, account: str, envelope_id: str
+) -> Sequence[Row[Any]]:
+    """Give what was said of one envelope, all of it."""
+    table = EventRow.__table__
+    columns = [table.c[name] for name in ("id", "type", "core_status", "effect", "original_id")]
+    query = select(*columns).where(table.c.account == account, table.c.envelope_id == envelope_id)
+    return (await connection.execute(query)).all()
+
+
+async def effects_of(connection: AsyncConnection, ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Give what some events did to their envelopes."""
+    query = select(EventRow.id, EventRow.effect).where(EventRow.id.in_(list(ids)))
+    return {row.id: row.effect for row in await connection.execute(query)}
+
+
 async def page(
     connection: AsyncConnection,
     *,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -144,26 +144,36 @@ class Database:
 
     @asynccontextmanager
     async def begin(
-        self, *, limit: timedelta, is_reading: bool = False
+        self, *, limit: timedelta, is_reading: bool = False, is_split: bool = False
     ) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that commits at the end, and is cut off after `limit`.
 
-        One that is only reading does not take SQLite's one write lock. Raises whatever
-        SQLAlchemy or the driver raises.
+        One that is only reading does not take SQLite's one write lock. One that is `split`
+        may commit each statement by itself, which saves two round trips: for statements that
+        do not need each other. Raises whatever SQLAlchemy or the driver raises.
         """
         engine = self._reading if is_reading else self._writing
         end = asyncio.get_running_loop().time() + limit.total_seconds()
         async with asyncio.timeout_at(end):
             connection = await engine.connect()
         try:
-            transact = self._transact if self.is_postgresql else _transact_on_sqlite
-            async with transact(connection, end):
-                yield connection
+            if not self.is_postgresql:
+                async with _transact_on_sqlite(connection, end):
+                    yield connection
+            else:
+                # Without a session of ours there are no settings but those of a transaction.
+                async with self._transact(connection, end, is_split and not self._local_settings):
+                    yield connection
         finally:
             await asyncio.shield(connection.close())
 
     @asynccontextmanager
-    async def _transact(self, connection: AsyncConnection, end: float) -> AsyncIterator[None]:
+    async def _transact(
+        self,
+        connection: AsyncConnection,
+        end: float,
+        is_split: bool,  # noqa: FBT001  # said once, above
+    ) -> AsyncIterator[None]:
         assert connection.sync_connection is not None  # it was just checked out
         driver: Any = connection.sync_connection.connection.driver_connection
         connection.info["driver"] = driver
@@ -171,7 +181,7 @@ class Database:
         # transaction is closing its socket.
         watchdog = asyncio.get_running_loop().call_at(end, driver.terminate)
         try:
-            async with _transaction(driver):
+            async with nullcontext() if is_split else _transaction(driver):
                 if self._local_settings:
                     await driver.execute(self._local_settings)
                 yield
@@ -308,6 +318,8 @@ def session_settings(schema: str, limits: Limits) -> dict[str, str]:
     return {
         "search_path": f'"{schema}"',
         "synchronous_commit": "on",
+        # Under another default, a row that was waited for stays as it was.
+        "default_transaction_isolation": "read committed",
         "timezone": "UTC",
         "lock_timeout": _milliseconds(limits.lock),
         "statement_timeout": _milliseconds(limits.statement),

@@ -11,9 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.store.base import text_to_time
 from app.store.bulk import Columns, Insert
-from app.store.deliveries import wake
+from app.store.deliveries import BEHIND_POSTGRESQL, wake
 from app.store.dialects import SQLITE_NOW, is_postgresql, seconds
 from app.store.models import AttemptRow
+from app.store.session import fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +38,33 @@ _VERDICTS_POSTGRESQL = (
     "$7::text[], $8::text[], $9::timestamptz[], $10::timestamptz[]) AS verdicts "
     "(id, token, number, verdict, state, wait, error, fingerprint, started_at, finished_at)"
 )
+# The rows are locked in the order of their ids, each found by its id and by nothing else.
+# What waits behind them is woken with the same statement: it is found by its sequence, which
+# no verdict changes.
 _SETTLE_POSTGRESQL = f"""
 WITH verdicts AS MATERIALIZED (
     SELECT * FROM {_VERDICTS_POSTGRESQL}
 ), ours AS MATERIALIZED (
-    SELECT v.* FROM verdicts v JOIN deliveries d ON d.id = v.id AND d.token = v.token
-    WHERE d.state = 'running' ORDER BY d.id FOR UPDATE OF d
+    SELECT v.*, held.callback, held.account, held.envelope_id, held.sequence
+    FROM verdicts v CROSS JOIN LATERAL (
+        SELECT d.callback, d.account, d.envelope_id, d.sequence FROM deliveries d
+        WHERE d.id = v.id AND d.token = v.token AND d.state = 'running' FOR UPDATE OF d
+    ) AS held
 ), settled AS (
     UPDATE deliveries d
     SET state = v.state, due_at = statement_timestamp() + v.wait, last_error = v.error,
         fingerprint = v.fingerprint,
         settled_at = CASE WHEN v.wait IS NULL THEN statement_timestamp() END
-    FROM ours v WHERE d.id = v.id
+    FROM ours v WHERE d.id = v.id AND d.id = ANY (ARRAY(SELECT id FROM ours))
     RETURNING d.id, d.due_at
 ), history AS (
     INSERT INTO attempts
         (delivery_id, token, number, worker, started_at, finished_at, verdict, error)
     SELECT v.id, v.token, v.number, $11, v.started_at, v.finished_at, v.verdict, v.error
     FROM ours v ON CONFLICT DO NOTHING
+), woken AS (
+    UPDATE deliveries SET due_at = statement_timestamp()
+    WHERE id = ANY (ARRAY(SELECT woken.id FROM ours d {BEHIND_POSTGRESQL} WHERE d.wait IS NULL))
 )
 SELECT id, due_at FROM settled
 """
@@ -100,10 +110,9 @@ async def settle(
     ordered = sorted(settlements, key=lambda each: each.id)
     if is_postgresql(connection):
         arrays = [list(column) for column in zip(*map(_verdict_row, ordered), strict=True)]
-        result = await connection.exec_driver_sql(_SETTLE_POSTGRESQL, (*arrays, worker))
-        settled = {row.id: row.due_at for row in result}
-    else:
-        settled = await _settle_on_sqlite(connection, ordered, worker=worker)
+        rows = await fetch(connection, _SETTLE_POSTGRESQL, (*arrays, worker))
+        return {row[0]: row[1] for row in rows}
+    settled = await _settle_on_sqlite(connection, ordered, worker=worker)
     await wake(connection, [id_ for id_, due_at in settled.items() if due_at is None])
     return settled
 

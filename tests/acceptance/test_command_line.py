@@ -6,7 +6,9 @@ and the start of an interpreter costs more than all that they do.
 
 import json
 import os
+import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +20,10 @@ import pytest
 from app.cli import main
 from tests.acceptance.service import (
     BETA_KEY,
+    DEADLINE,
     KEY,
     OLD_KEY,
+    ROOT,
     SECRETS,
     TOKEN,
     Service,
@@ -33,9 +37,13 @@ from tests.factories import make_body, new_envelope_id
 STRANGE_KEY = "atlas_live_fedcba9876543210fedcba9876543210"
 NOBODY = "00000000-0000-7000-8000-000000000000"
 CALLBACKS = '''
-"""One callback that succeeds, and one that never will."""
+"""One callback that succeeds, one that never will, and one that will once it is mended."""
+
+from pathlib import Path
 
 from app.callbacks import Callbacks, Event, GiveUp
+
+MENDED = Path(__file__).with_name("mended")
 
 callbacks = Callbacks()
 
@@ -47,6 +55,12 @@ async def onboarding(event: Event) -> None: ...
 @callbacks.on("contract.extracted")
 def filing(event: Event) -> None:
     raise GiveUp("the cabinet is full")
+
+
+@callbacks.on("survey.mended")
+async def mending(event: Event) -> None:
+    if not MENDED.exists():
+        raise GiveUp("broken")
 '''
 
 
@@ -257,7 +271,8 @@ class TestEvents:
     def test_are_shown_with_all_that_came_of_them(self, operator: Operator, envelope: str) -> None:
         operator.trigger("contract.extracted", "--envelope", envelope, "--duplicate")
         delivery = operator.delivery_of(envelope, "dead")
-        (event,) = operator.listed("events", "--envelope", envelope)
+        filters = ("--envelope", envelope, "--type", "contract.extracted")
+        (event,) = operator.listed("events", *filters)
 
         said = operator.say("events", "show", event["id"])
 
@@ -320,8 +335,34 @@ class TestDeliveries:
         said = operator.say("deliveries", "retry", done["id"])
 
         assert "onboarding" == done["callback"]
-        assert 2 == said.code
+        assert 1 == said.code
         assert "is done" in said.err
+
+    def test_are_shown_with_every_attempt(self, operator: Operator, envelope: str) -> None:
+        operator.trigger("contract.extracted", "--envelope", envelope)
+        dead = operator.delivery_of(envelope, "dead")
+
+        said = operator.say("deliveries", "show", dead["id"])
+        as_json = json.loads(operator.say("deliveries", "show", dead["id"], "--json").out)
+
+        assert 0 == said.code, said.err
+        assert ["TRY", "1"] == [line.split("\t")[0] for line in said.out.splitlines()[-2:]]
+        assert "the cabinet is full" in said.out
+        assert (dead["id"], ["dead"]) == (
+            as_json["id"],
+            [each["verdict"] for each in as_json["tries"]],
+        )
+
+    def test_that_wait_are_shown_without_attempts(self, operator: Operator, envelope: str) -> None:
+        operator.say("callbacks", "pause", "onboarding", "--reason", "a test")
+        operator.trigger("envelope.sent", "--envelope", envelope)
+        waiting = operator.delivery_of(envelope, "pending")
+
+        said = operator.say("deliveries", "show", waiting["id"])
+
+        operator.say("callbacks", "resume", "onboarding")
+        assert "TRY" not in said.out
+        assert "pending" in said.out
 
     def test_are_discarded_for_a_reason(self, idle: Operator) -> None:
         assert 2 == idle.say("deliveries", "discard", NOBODY).code
@@ -336,6 +377,231 @@ class TestDeliveries:
 
         assert 2 == said.code
         assert f"there is no delivery {NOBODY}" in said.err
+
+
+class TestDeadLetters:
+    """What died of one cause, treated as one."""
+
+    @pytest.fixture(name="mended")
+    def _mended(self, callbacks: dict[str, str]) -> Iterator[Path]:
+        mended = Path(callbacks["PYTHONPATH"]) / "mended"
+        yield mended
+        mended.unlink(missing_ok=True)
+
+    def died(self, operator: Operator, count: int) -> str:
+        """Let some deliveries die of one cause; give its fingerprint."""
+        operator.trigger("survey.mended", "--times", str(count))
+        wait_for(lambda: self.counts(operator).get("dead") == count, "all are dead")
+        said = operator.say("deliveries", "failures", "--callback", "mending", "--json")
+        (group,) = json.loads(said.out)
+        assert (count, "survey.mended", "GiveUp: broken") == (
+            group["count"],
+            group["event_type"],
+            group["error"],
+        )
+        return str(group["fingerprint"])
+
+    def counts(self, operator: Operator) -> dict[str, int]:
+        listed = operator.listed("deliveries", "--callback", "mending", "--limit", "1000")
+        return dict(Counter(each["state"] for each in listed if each["state"] != "discarded"))
+
+    def test_are_listed_by_their_cause(self, operator: Operator, envelope: str) -> None:
+        operator.trigger("contract.extracted", "--envelope", envelope)
+        operator.delivery_of(envelope, "dead")
+
+        said = operator.say("deliveries", "failures", "--callback", "filing")
+
+        header, line = said.out.splitlines()
+        assert header.startswith("FINGERPRINT\tCALLBACK\tEVENT\tCOUNT")
+        assert ["filing", "contract.extracted"] == line.split("\t")[1:3]
+        assert "the cabinet is full" in line
+
+    def test_are_tried_again_and_stop_if_the_failures_return(
+        self, operator: Operator, mended: Path
+    ) -> None:
+        fingerprint = self.died(operator, 12)
+        group = ("--group", fingerprint)
+
+        again = operator.say("deliveries", "retry", *group, "--rate", "20")
+        mended.touch()
+        mend = operator.say("deliveries", "retry", *group, "--rate", "100")
+        over = operator.say("deliveries", "retry", *group)
+
+        assert 1 == again.code
+        assert "error: stopped: " in again.err
+        assert "failed again: the cause is still there" in again.err
+        assert 0 == mend.code, mend.err
+        assert "12 of 12 tried again: 12 done, 0 failed again, 0 not tried yet\n" == mend.out
+        assert "/12 " in mend.err
+        assert 2 == over.code
+        assert "there are no dead letters" in over.err
+        operator.say("deliveries", "discard", *group, "--reason", "over")
+
+    def test_are_tried_once_though_the_operator_is_killed(
+        self, operator: Operator, mended: Path
+    ) -> None:
+        fingerprint = self.died(operator, 30)
+        done = self.counts(operator).get("done", 0)
+        mended.touch()
+        arguments = ("deliveries", "retry", "--group", fingerprint, "--rate")
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "app", *arguments, "10"],
+            cwd=ROOT,
+            env=environment(operator.service.settings),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(lambda: self.counts(operator).get("done", 0) > done + 5, "some are done")
+        killed.kill()
+        killed.wait(DEADLINE)
+
+        assert self.counts(operator)["dead"] > 0
+        finished = operator.say(*arguments, "500")
+
+        assert 0 == finished.code, finished.err
+        wait_for(lambda: self.counts(operator) == {"done": done + 30}, "all are done")
+        listed = operator.listed("deliveries", "--callback", "mending", "--limit", "30")
+        assert {2} == {each["attempts"] for each in listed}
+
+    def test_are_given_up_for_a_reason(self, operator: Operator) -> None:
+        group = ("--group", self.died(operator, 3))
+
+        said = operator.say("deliveries", "discard", *group, "--reason", "test data")
+
+        assert (0, "3 are discarded\n") == (said.code, said.out)
+        assert (
+            "nothing is dead" in operator.say("deliveries", "failures", "--callback", "mending").err
+        )
+
+    @pytest.mark.parametrize(
+        "arguments, words",
+        [
+            ((), "name one delivery, or a whole cause"),
+            ((NOBODY, "--group", "0123"), "name one delivery, or a whole cause"),
+            (("--group", "-"), "--callback goes with --group -"),
+            ((NOBODY, "--callback", "filing"), "--callback goes with --group -"),
+        ],
+    )
+    def test_are_named_in_one_way(
+        self, idle: Operator, arguments: tuple[str, ...], words: str
+    ) -> None:
+        said = idle.say("deliveries", "retry", *arguments)
+
+        assert 2 == said.code
+        assert words in " ".join(said.err.replace("│", " ").split())
+
+    def test_without_a_fingerprint_are_those_of_a_callback(self, idle: Operator) -> None:
+        said = idle.say("deliveries", "retry", "--group", "-", "--callback", "filing")
+
+        assert 2 == said.code
+        assert "no dead letters of callback 'filing' without a fingerprint" in said.err
+
+
+class TestReplay:
+    def test_owes_an_event_once_more(self, operator: Operator, envelope: str) -> None:
+        operator.trigger("envelope.sent", "--envelope", envelope)
+        operator.delivery_of(envelope, "done")
+        (event,) = operator.listed("events", "--envelope", envelope)
+
+        said = operator.say("events", "redispatch", event["id"], "--callback", "onboarding")
+
+        assert 0 == said.code, said.err
+        header, line = said.out.splitlines()
+        assert "DELIVERY\tCALLBACK\tGENERATION" == header
+        assert ["onboarding", "2"] == line.split("\t")[1:]
+        listed = ("deliveries", "--envelope", envelope, "--state", "done")
+        wait_for(lambda: len(operator.listed(*listed)) == 2, "it is delivered again")
+
+    def test_to_whom_does_not_ask_is_refused(self, operator: Operator, envelope: str) -> None:
+        operator.trigger("envelope.sent", "--envelope", envelope)
+        (event,) = operator.listed("events", "--envelope", envelope)
+
+        said = operator.say("events", "redispatch", event["id"], "--callback", "filing")
+
+        assert 1 == said.code
+        assert "filing asks for contract.extracted" in said.err
+
+    def test_applies_an_event_again(self, operator: Operator, envelope: str) -> None:
+        operator.trigger("envelope.sent", "--envelope", envelope)
+        (event,) = operator.listed("events", "--envelope", envelope)
+
+        said = operator.say("events", "reproject", event["id"])
+
+        assert 0 == said.code, said.err
+        assert f"{event['id']}: applied again; its envelope says all of it already" in said.out
+        assert "owed to      nobody new" in said.out
+
+    def test_accepts_a_contradiction(self, operator: Operator, envelope: str) -> None:
+        said = {"envelope_id": envelope, "event_id": f"e-{envelope}"}
+        operator.service.deliver(make_body(**said), KEY)
+        body = make_body(**said, event="envelope.declined")
+        conflict = operator.service.deliver(body, KEY).json()["event_id"]
+
+        refused = operator.say("events", "reproject", conflict)
+        accepted = operator.say("events", "reproject", conflict, "--accept")
+
+        assert 1 == refused.code
+        assert "--accept takes its word" in refused.err
+        assert 0 == accepted.code, accepted.err
+        assert "accepted; it overrules" in accepted.out
+        assert "conflict → applied" in accepted.out
+        answer = operator.service.ask(f"/api/envelope/{envelope}", TOKEN).json()
+        assert "declined" == answer["status"]
+
+    def test_owes_the_past_to_a_new_callback(self, operator: Operator, envelope: str) -> None:
+        operator.trigger("contract.extracted", "--envelope", envelope)
+        operator.delivery_of(envelope, "dead")
+        backfill = ("deliveries", "backfill", "filing", "--since", "1h")
+
+        counted = operator.say(*backfill, "--dry-run")
+        said = operator.say(*backfill)
+
+        assert "EVENT\tCOUNT\nall\t0\n" == counted.out
+        assert (0, "0 of 0 are owed to filing now\n") == (said.code, said.out)
+
+    def test_names_the_callbacks_there_are(self, operator: Operator) -> None:
+        said = operator.say("deliveries", "backfill", "fling", "--since", "1h", "--until", "1m")
+
+        assert 2 == said.code
+        assert "registered: filing, mending, onboarding" in said.err
+
+    def test_begins_at_a_time(self, idle: Operator) -> None:
+        said = idle.say("deliveries", "backfill", "filing", "--since", "long ago")
+
+        assert 2 == said.code
+        assert "is no time" in said.err
+
+
+class TestCallbacks:
+    def test_are_listed_with_what_is_owed(self, operator: Operator) -> None:
+        lines = [line.split("\t") for line in operator.say("callbacks", "list").out.splitlines()]
+        listed = json.loads(operator.say("callbacks", "list", "--json").out)
+
+        assert ["NAME", "WANTS", "SERVED", "FLOW"] == lines[0][:4]
+        assert ["filing", "contract.extracted", "yes", "flows"] == lines[1][:4]
+        assert ["filing", "mending", "onboarding"] == [each["name"] for each in listed]
+        assert [True] * 3 == [each["is_served"] for each in listed]
+
+    def test_are_paused_and_resumed(self, operator: Operator, envelope: str) -> None:
+        pause = ("callbacks", "pause", "onboarding", "--reason", "CRM is moving")
+        paused = [operator.say(*pause).out for _ in range(2)]
+        operator.trigger("envelope.sent", "--envelope", envelope)
+
+        assert ["onboarding is paused\n", "onboarding was paused already\n"] == paused
+        assert "paused since" in operator.say("callbacks", "list").out
+        assert operator.delivery_of(envelope, "pending")
+
+        resumed = [operator.say("callbacks", "resume", "onboarding").out for _ in range(2)]
+
+        assert ["onboarding is given its events\n", "nothing held onboarding\n"] == resumed
+        assert operator.delivery_of(envelope, "done")
+
+    def test_are_paused_for_a_reason(self, idle: Operator) -> None:
+        assert "say why" in idle.say("callbacks", "pause", "filing", "--reason", " ").err
+
+    def test_are_none_at_first(self, idle: Operator) -> None:
+        assert "name a module in CALLBACKS" in idle.say("callbacks", "list").err
+        assert 2 == idle.say("callbacks", "resume", "filing").code
 
 
 class TestKeys:

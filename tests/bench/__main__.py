@@ -6,7 +6,6 @@ import contextlib
 import signal
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,24 +22,40 @@ from rich.progress import (
 )
 
 from tests.bench import machine, report
-from tests.bench.measurement import Measurement, combine
+from tests.bench.measurement import Measurement, Worked, combine
+from tests.bench.queues import Deliveries, Filling, PgQueuer, Procrastinate, Queue
 from tests.bench.receivers import Receiver, Service, Textbook
 from tests.bench.reference import pgbench_version, references
 from tests.bench.report import Results
+from tests.bench.working import CLOCKED, SCENES, Working
 from tests.postgres import DURABLE, Postgres, PostgresUnavailableError
 
-CONTENDERS = ("reference", "one-statement", "service", "textbook")
+RECEIVERS = ("reference", "one-statement", "service", "textbook")
+QUEUES = ("deliveries", "procrastinate", "pgqueuer")
+CONTENDERS = (*RECEIVERS, *QUEUES, "history", "working")
 ARRIVALS = 1_000
 OPEN_LOOP = f"service at {ARRIVALS:,}/s"
 OPEN_LOOP_CONNECTIONS = 64
+SCENE_CONNECTIONS = 8
+# Whoever needs longer for its queue is stopped, and what it did until then counts.
+DRAIN_SECONDS = 8.0
+JOBS, FEW_JOBS = Filling(20_000), Filling(5_000)
+HISTORY = (Filling(100_000), Filling(100_000, finished=1_000_000))
 
 DESCRIPTION = """\
-Measure how many signed events per second are taken, and print it as ratios.
+Measure how many signed events per second are taken, and how many callbacks run; print
+it as ratios.
 
 reference      pgbench, one event per transaction: begin, three statements, commit
 one-statement  pgbench, the same writes in one statement: the hardest to keep up with
 service        python -m app serve --only webhooks --no-work, one process
 textbook       FastAPI and the SQLAlchemy ORM as one writes them on a first afternoon
+
+deliveries     python -m app work: 20,000 deliveries to a callback that does nothing
+procrastinate  its own worker: 20,000 jobs that do nothing
+pgqueuer       likewise
+history        100,000 deliveries, without and with a million finished ones beside them
+working        from the commit of an event to its callback, and taking events meanwhile
 
 All of them write to one PostgreSQL of the bench's own, which flushes each commit to the
 disk, on a database that is new for each window. They take turns, and each figure is the
@@ -53,7 +68,7 @@ moment at which an event should have been sent.
 """
 EPILOG = """\
 examples:
-  python -m tests.bench                            all of it, about four minutes
+  python -m tests.bench                            all of it, about eight minutes
   python -m tests.bench --quick                    a first impression, under a minute
   python -m tests.bench --only service --connections 128 --rounds 5
   python -m tests.bench --markdown table.md        the table for a document, too
@@ -65,7 +80,7 @@ exit status:
 
 
 class Contender(Protocol):
-    """What every contender can do."""
+    """What every receiver of events can do."""
 
     name: str
 
@@ -76,9 +91,20 @@ class Contender(Protocol):
         """Run one window on a new database."""
 
 
+class Turn(Protocol):
+    """Something that is measured once in each round."""
+
+    @property
+    def name(self) -> str:
+        """What is shown while it is measured."""
+
+    def measure(self, seconds: float) -> Measurement | Worked:
+        """Measure it, on a new database."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One turn: who, with how many connections, and whether at a fixed rate."""
+    """Events are sent: to whom, on how many connections, and whether at a fixed rate."""
 
     contender: Contender
     connections: int
@@ -94,6 +120,36 @@ class Window:
             measured = self.contender.measure(self.connections, 2 * seconds, ARRIVALS)
             return replace(measured, contender=OPEN_LOOP)
         return self.contender.measure(self.connections, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """A queue is worked off."""
+
+    queue: Queue
+
+    @property
+    def name(self) -> str:
+        return self.queue.title
+
+    def measure(self, seconds: float) -> Worked:
+        return self.queue.measure(max(DRAIN_SECONDS, seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """Events arrive while callbacks are at work."""
+
+    working: Working
+
+    @property
+    def name(self) -> str:
+        return self.working.name
+
+    def measure(self, seconds: float) -> Measurement:
+        del seconds  # a scene has its own
+        scene = self.working.scene
+        return self.working.measure(SCENE_CONNECTIONS, scene.seconds, scene.rate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,7 +188,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--only",
         type=_contenders,
-        default=list(CONTENDERS),
         metavar="NAME,NAME",
         help=f"leave the others out; of {', '.join(CONTENDERS)}",
     )
@@ -143,6 +198,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--seconds and --rounds must be positive")
     if options.quick:
         options.seconds, options.rounds, options.connections = 2.0, 1, [32]
+    if options.only is None:
+        options.only = [*RECEIVERS, *QUEUES] if options.quick else list(CONTENDERS)
     return options
 
 
@@ -166,14 +223,24 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="atlas-receiver-bench-") as scratch,
         Postgres(settings=DURABLE) as postgres,
+        Postgres(settings={**DURABLE, **CLOCKED}) as clocked,
     ):
         contenders = _choose(options.only, postgres, Path(scratch))
+        queues = _queues(options, postgres, Path(scratch))
+        scenes = [Working(clocked, Path(scratch), scene) for scene in SCENES]
+        if "working" not in options.only:
+            scenes = []
         about = [machine.describe(), machine.versions(_version_of(postgres)), _method(options)]
         if any(name in options.only for name in ("reference", "one-statement")):
             about.append(f"pgbench: {pgbench_version()}")
         for line in about:
             console.print(line)
-        measured = _run(contenders, options, console)
+        turns: list[Turn] = [
+            *_windows(contenders, options),
+            *map(Drain, queues),
+            *map(Play, scenes),
+        ]
+        measured = _run([*contenders, *queues, *scenes], turns, options, console)
     results = Results(measured, open_loop=OPEN_LOOP)
     table = Console(highlight=False)
     table.width = report.width_of(table)
@@ -190,6 +257,15 @@ def _choose(only: Sequence[str], postgres: Postgres, scratch: Path) -> list[Cont
         Textbook(postgres, scratch),
     ]
     return [contender for contender in contenders if contender.name in only]
+
+
+def _queues(options: argparse.Namespace, postgres: Postgres, scratch: Path) -> list[Queue]:
+    jobs = FEW_JOBS if options.quick else JOBS
+    kinds: tuple[type[Queue], ...] = (Deliveries, Procrastinate, PgQueuer)
+    queues = [kind(postgres, scratch, jobs) for kind in kinds if kind.name in options.only]
+    if "history" in options.only:
+        queues += [Deliveries(postgres, scratch, filling) for filling in HISTORY]
+    return queues
 
 
 def _method(options: argparse.Namespace) -> str:
@@ -211,31 +287,39 @@ def _version_of(postgres: Postgres) -> str:
 
 
 def _run(
-    contenders: Sequence[Contender], options: argparse.Namespace, console: Console
-) -> list[Measurement]:
-    measured: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
-    turns = [window for _ in range(options.rounds) for window in _round(contenders, options)]
+    contenders: Sequence[Contender | Queue],
+    turns: Sequence[Turn],
+    options: argparse.Namespace,
+    console: Console,
+) -> list[Measurement | Worked]:
+    measured: dict[str, list[Measurement | Worked]] = {turn.name: [] for turn in turns}
     with _progress(console) as progress:
-        task = progress.add_task("preparing", total=len(turns))
+        task = progress.add_task("preparing", total=options.rounds * len(turns))
         for contender in contenders:
+            progress.update(task, description=f"preparing {contender.name}")
             contender.prepare()
-        for window in turns:
-            progress.update(task, description=window.name)
-            one = window.measure(options.seconds)
-            measured[one.contender, one.connections].append(one)
+        for turn in [*turns] * options.rounds:
+            progress.update(task, description=turn.name)
+            measured[turn.name].append(turn.measure(options.seconds))
             progress.advance(task)
-    order = [*CONTENDERS, OPEN_LOOP]
-    keys = sorted(measured, key=lambda key: (order.index(key[0]), key[1]))
-    return [combine(measured[key]) for key in keys]
+    return sorted((combine(rounds) for rounds in measured.values()), key=_place)
 
 
-def _round(contenders: Sequence[Contender], options: argparse.Namespace) -> Iterator[Window]:
+def _windows(contenders: Sequence[Contender], options: argparse.Namespace) -> Iterator[Window]:
     for connections in options.connections:
         for contender in contenders:
             yield Window(contender, connections)
     for contender in contenders:
         if contender.name == "service":
             yield Window(contender, OPEN_LOOP_CONNECTIONS, is_paced=True)
+
+
+def _place(one: Measurement | Worked) -> tuple[int, int]:
+    """Say where in the tables it stands; what has no place of its own comes in its turn."""
+    order = [*RECEIVERS, OPEN_LOOP]
+    if isinstance(one, Worked) or one.contender not in order:
+        return len(order), 0
+    return order.index(one.contender), one.connections
 
 
 @contextlib.contextmanager

@@ -66,6 +66,8 @@ class Order:
     digests: str
     # None: each connection sends its next request when the last is answered.
     rate: float | None = None
+    # Warm up at that rate, too: what is fired as fast as it can be leaves work behind.
+    is_gentle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Result:
     p999: float
     own_cpu: float
     acknowledged: int
+    # The time of day at which the window opened.
+    began: float
     failures: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -92,7 +96,7 @@ class Maker:
     def __init__(self, secret: str) -> None:
         self._secret = secret.encode()
         self._random = random.Random()
-        self._head_length = len(self._request()) - len(self._body())
+        self._head_length = len(self._request()) - len(self.body())
 
     def make(self, count: int) -> list[bytes]:
         return [self._request() for _ in range(count)]
@@ -101,11 +105,11 @@ class Maker:
         return request[self._head_length :]
 
     def _request(self) -> bytes:
-        body = self._body()
+        body = self.body()
         signature = hmac.digest(self._secret, body, "sha256").hex()
         return HEAD.format(path=PATH, signature=signature, length=len(body)).encode() + body
 
-    def _body(self) -> bytes:
+    def body(self) -> bytes:
         bits = self._random.getrandbits
         digits = f"{bits(128):032x}"
         return (
@@ -193,6 +197,9 @@ class Load:
 
     def warm_up(self) -> float:
         """Fire for a moment, and return the rate that may be expected."""
+        if self._order.is_gentle and self._order.rate is not None:
+            self.open_loop(self._maker.make(int(self._order.rate * WARM_UP)), self._order.rate)
+            return self._order.rate
         rate, spent = 1.0, 0.0
         while spent < WARM_UP:
             before = len(self._acknowledged)
@@ -246,7 +253,7 @@ class Load:
         self._drain(counted=True)
         return (clock() - start) / 1e9
 
-    def result(self, seconds: float, own_cpu: float) -> Result:
+    def result(self, seconds: float, own_cpu: float, began: float) -> Result:
         taken = sorted(self._latencies)
         return Result(
             recorded=len(taken),
@@ -256,6 +263,7 @@ class Load:
             p999=_quantile(taken, 0.999),
             own_cpu=own_cpu,
             acknowledged=len(self._acknowledged),
+            began=began,
             failures=dict(self._failures),
         )
 
@@ -324,12 +332,12 @@ def main() -> None:
     print("ready", flush=True)
     if sys.stdin.readline() != "go\n":
         return
-    before = _own_cpu()
+    before, began = _own_cpu(), time.time()
     if order.rate is None:
         seconds = load.closed_loop(requests, order.seconds)
     else:
         seconds = load.open_loop(requests, order.rate)
-    print(json.dumps(asdict(load.result(seconds, _own_cpu() - before))), flush=True)
+    print(json.dumps(asdict(load.result(seconds, _own_cpu() - before, began))), flush=True)
     Path(order.digests).write_bytes(b"".join(load.digests()))
     print("done", flush=True)
 

@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from statistics import median
+from typing import Any
 
 NAN = float("nan")
 
@@ -25,28 +26,61 @@ class Measurement:
     memory: float = NAN
     # The share of all processors that programs took which have no part in this.
     crowd: float = NAN
+    # The time of day at which the window opened.
+    began: float = NAN
     acknowledged: int = 0
+    # Callbacks were at work, and events came at a leisurely pace.
+    is_scene: bool = False
+    # Of each event, the milliseconds from its commit to the start of the callback.
+    lags: list[float] = field(default_factory=list)
+    # What was still owed when the window closed.
+    left: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     # What was promised and is not there, or is there otherwise; in sentences.
     faults: list[str] = field(default_factory=list)
 
 
-_NUMBERS = [f.name for f in fields(Measurement) if f.type is float]
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """One queue, worked off by one process; processor times in microseconds for each job."""
+
+    contender: str
+    waiting: int
+    finished: int
+    rate: float
+    cpu: float
+    database_cpu: float
+    memory: float
+    crowd: float
+    done: int
+    faults: list[str] = field(default_factory=list)
 
 
-def combine(rounds: Sequence[Measurement]) -> Measurement:
+def combine(rounds: Sequence[Measurement | Worked]) -> Measurement | Worked:
     """Return the median of each number over `rounds`; counts and faults are added up."""
-    numbers = {name: median(getattr(one, name) for one in rounds) for name in _NUMBERS}
-    return Measurement(
-        contender=rounds[0].contender,
-        connections=rounds[0].connections,
+    added: Measurement | Worked = _add_up(rounds)
+    return replace(added, **_medians(rounds))
+
+
+def _add_up(rounds: Sequence[Any]) -> Any:
+    faults = [fault for one in rounds for fault in one.faults]
+    if isinstance(rounds[0], Worked):
+        return replace(rounds[0], done=sum(one.done for one in rounds), faults=faults)
+    return replace(
+        rounds[0],
         acknowledged=sum(one.acknowledged for one in rounds),
+        lags=sorted(lag for one in rounds for lag in one.lags),
+        left=min(one.left for one in rounds),
         rows=_add(one.rows for one in rounds),
         failures=_add(one.failures for one in rounds),
-        faults=[fault for one in rounds for fault in one.faults],
-        **numbers,
+        faults=faults,
     )
+
+
+def _medians(rounds: Sequence[Any]) -> dict[str, Any]:
+    numbers = [f.name for f in fields(rounds[0]) if f.type is float]
+    return {name: median(getattr(one, name) for one in rounds) for name in numbers}
 
 
 def _add(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -6,6 +6,7 @@ import secrets
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import psutil
 from tests.bench.load import Order, Result
 from tests.bench.machine import Crowd, cpu_seconds, peak_memory
 from tests.bench.measurement import Measurement
+from tests.bench.owed import subscribe
 from tests.bench.processes import (
     ROOT,
     clean_environment,
@@ -59,17 +61,25 @@ class Receiver(ABC):
     def measure(self, connections: int, seconds: float, rate: float | None = None) -> Measurement:
         """Start the receiver, fire at it, stop it, and look for every event."""
         url = self.create_database()
-        log = self._scratch / f"{self.name}.log"
+        log = self._scratch / "receiver.log"
         digests = self._scratch / "digests"
         order = Order(self._port, self._secret, connections, seconds, str(digests), rate)
         try:
-            with running(self.command(), environment=self.environment(url), log=log) as process:
+            with (
+                self.company(url),
+                running(self.command(), environment=self.environment(url), log=log) as process,
+            ):
                 wait_until_ready(process, self._port, log)
                 asyncio.run(_checkpoint(url))
                 measurement = self._fire(order, process)
             return asyncio.run(self._audit(url, measurement, digests.read_bytes()))
         finally:
             self._postgres.drop_database("bench")
+
+    def company(self, url: str) -> AbstractContextManager[object]:
+        """Return what has to run beside it."""
+        del url
+        return nullcontext()
 
     def environment(self, url: str) -> dict[str, str]:
         return {
@@ -115,6 +125,7 @@ class Receiver(ABC):
             load_cpu=result.own_cpu * per_event,
             memory=peak_memory(process.pid),
             crowd=others,
+            began=result.began,
             acknowledged=result.acknowledged,
             failures=result.failures,
         )
@@ -178,7 +189,7 @@ class Service(Receiver):
     def prepare(self) -> None:
         url = self._postgres.create_database("bench_service")
         run(python("-m", "app", "migrate"), environment=self.environment(url))
-        asyncio.run(_subscribe(url))
+        asyncio.run(subscribe(url, "bench"))
 
     def command(self) -> Sequence[str]:
         what = ("-m", "app", "serve", "--only", "webhooks", "--no-work")
@@ -208,19 +219,6 @@ class Textbook(Receiver):
 
     def create_database(self) -> str:
         return self._postgres.create_database("bench")
-
-
-async def _subscribe(url: str) -> None:
-    """Let one callback want everything, so that each event is owed to somebody."""
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(
-            "INSERT INTO atlas_receiver.callbacks "
-            "(name, patterns, options, first_seen_at, last_seen_at, swept_at) "
-            """VALUES ('bench', '["*"]', '{}', now(), now(), now())"""
-        )
-    finally:
-        await connection.close()
 
 
 async def _checkpoint(url: str) -> None:

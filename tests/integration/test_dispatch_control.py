@@ -73,6 +73,26 @@ class TestList:
             await control.list_deliveries(ledger.database, cursor="2")
 
 
+class TestFind:
+    async def test_gives_a_delivery_with_its_history(self, ledger: Ledger) -> None:
+        delivery_id = await ledger.owe_one()
+        await ledger.claim(lease=timedelta(seconds=-1))
+        await ledger.claim()
+
+        found = await control.find(ledger.database, str(delivery_id))
+
+        assert (delivery_id, "running", 2) == (
+            found.delivery.id,
+            found.delivery.state,
+            found.delivery.attempts,
+        )
+        assert ["lost"] == [each.verdict for each in found.attempts]
+
+    async def test_what_is_not_there_is_not_found(self, ledger: Ledger) -> None:
+        with pytest.raises(NotFound, match="there is no delivery 01890a5d"):
+            await control.find(ledger.database, "01890a5d-ac96-774b-bcce-b302099a8057")
+
+
 class TestRetry:
     @pytest.mark.parametrize("state", ["dead", "discarded", "pending"])
     async def test_makes_it_due_now_with_a_fresh_round(self, ledger: Ledger, state: str) -> None:
@@ -192,3 +212,5 @@ class TestListCallbacks:
         )
         assert {} == gone.counts
         assert gone.registered.paused_at is not None
+        assert (None, None) == (served.flow.paused_at, served.flow.open_until)
+        assert gone.registered.paused_at == gone.flow.paused_at

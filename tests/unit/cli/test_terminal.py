@@ -7,7 +7,15 @@ import pytest
 import typer
 
 from app.cli.deliveries import State
-from app.cli.terminal import ago, cell, print_fields, print_table, printable, read_id
+from app.cli.terminal import (
+    ago,
+    cell,
+    print_fields,
+    print_table,
+    printable,
+    read_id,
+    read_moment,
+)
 from app.dispatch.control import STATES
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -67,6 +75,31 @@ class TestValues:
 
     def test_keep_letters_of_every_script(self) -> None:
         assert "Łódź 契約" == printable("Łódź 契約")
+
+
+class TestMoments:
+    @pytest.mark.parametrize(
+        "text, moment",
+        [
+            ("2026-06-30", datetime(2026, 6, 30, tzinfo=UTC)),
+            (" 2026-06-30T09:30 ", datetime(2026, 6, 30, 9, 30, tzinfo=UTC)),
+            ("2026-06-30T09:30:00+02:00", datetime(2026, 6, 30, 7, 30, tzinfo=UTC)),
+            ("2026-06-30T09:30Z", datetime(2026, 6, 30, 9, 30, tzinfo=UTC)),
+            ("7d", NOW - timedelta(days=7)),
+            ("12h ago", NOW - timedelta(hours=12)),
+            ("90 m", NOW - timedelta(minutes=90)),
+        ],
+    )
+    def test_are_read_as_people_write_them(self, text: str, moment: datetime) -> None:
+        assert moment == read_moment(text, NOW)
+
+    @pytest.mark.parametrize("text", ["", "yesterday", "7", "-7d", "9999999d", "2026-13-01"])
+    def test_that_are_none_are_a_mistake_with_a_remedy(self, text: str) -> None:
+        with pytest.raises(typer.BadParameter, match="is no time: 2026-07-01"):
+            read_moment(text, NOW)
+
+    def test_before_all_time_are_the_first(self) -> None:
+        assert read_moment("999999d", NOW) == datetime.min.replace(tzinfo=UTC)
 
 
 class TestIds:
