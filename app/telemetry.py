@@ -12,11 +12,13 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, BinaryIO
 
 import structlog
+from pydantic_core import PydanticSerializationError, to_json
 from structlog.typing import EventDict, Processor
 
 _encode = json.JSONEncoder(ensure_ascii=True, default=str, separators=(",", ":")).encode
@@ -42,21 +44,27 @@ def configure(*, level: str = "INFO", form: str = "auto", stream: BinaryIO | Non
 
 
 def _processors(*, is_pretty: bool) -> list[Processor]:
-    shared: list[Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
     if is_pretty:
         console = structlog.dev.ConsoleRenderer(colors=True, pad_event_to=22, repr_native_str=True)
-        return [*shared, console, _to_bytes]
-    return [*shared, structlog.processors.format_exc_info, _to_json]
+        stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        return [structlog.processors.add_log_level, stamper, console, _to_bytes]
+    return [structlog.processors.format_exc_info, _to_json]
 
 
-def _to_json(_: Any, __: str, fields: EventDict) -> bytes:
+def _to_json(_: Any, method: str, fields: EventDict) -> bytes:
+    line = {
+        "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "level": "error" if method == "exception" else method,
+        "event": fields.pop("event"),
+        **fields,
+    }
     # Every control and non-ASCII character is escaped: one record is one line, whatever
     # a sender put into an id.
-    first = {name: fields.pop(name) for name in ("timestamp", "level", "event")}
-    return _encode({**first, **fields}).encode("ascii")
+    try:
+        return to_json(line, ensure_ascii=True, fallback=str)
+    except PydanticSerializationError:
+        # Half a character, as Python keeps it, is more than the quick way can write.
+        return _encode(line).encode("ascii")
 
 
 def _to_bytes(_: Any, __: str, line: Any) -> bytes:

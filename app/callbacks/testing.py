@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from app.dispatch.attempt import Call, Dead, Done, Failed, Skipped, Verdict, run, run_plain
-from app.dispatch.event import Envelope, Event
+from app.dispatch.event import Envelope, Event, Lazy
 from app.dispatch.registry import Callback, Callbacks
 from app.events.lifecycle import BLANK, project
 from app.events.payload import parse
@@ -60,16 +60,21 @@ def make_event(
         effect=effect.value,
         status=envelope.status,
         version=envelope.version,
-        data=redact(body),
-        envelope=envelope,
         delivery_id=str(new_id()),
         attempt=1,
         is_late=False,
         is_replay=False,
         callback="",
         deadline=now + timedelta(seconds=30),
+        _data=Lazy(lambda: redact(body)),
+        _envelope=Lazy(lambda: envelope),
     )
-    return replace(event, **changes)
+    return replace(event, **dict(map(_change, changes, changes.values())))
+
+
+def _change(name: str, value: Any) -> tuple[str, Any]:
+    """Name the field behind a property."""
+    return (f"_{name}", Lazy(lambda: value)) if name in {"data", "envelope"} else (name, value)
 
 
 def _envelope(state: Any, *, envelope_id: str, at: datetime) -> Envelope:

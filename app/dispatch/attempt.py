@@ -15,6 +15,7 @@ from app.dispatch import blame
 from app.dispatch.event import Event, build
 from app.dispatch.registry import Callback
 from app.errors import GiveUp, RetryLater
+from app.events.frozen import frozen
 from app.store.claims import Claim
 from app.store.contents import Content
 
@@ -59,7 +60,7 @@ DONE = Done()
 COMMITTED = Done(is_committed=True)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """One claimed delivery, and the callback that it is for."""
 
@@ -77,7 +78,7 @@ class Call:
         return (self.content.event_type if self.content else None) or ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """A call and how it ended, on the way to the database."""
 

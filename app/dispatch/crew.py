@@ -18,9 +18,9 @@ log = get_logger("dispatch")
 
 
 # Claims that may wait for a place, as a multiple of the places.
-AHEAD = 8
+AHEAD = 16
 # Work that is claimed ahead takes so many seconds, by the pace of the last moments.
-HORIZON = 0.1
+HORIZON = 0.25
 
 
 class Pace:

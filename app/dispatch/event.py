@@ -1,8 +1,8 @@
 """What a callback is given: one event, as its author wants to read it."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from app.events.frozen import frozen
 from app.events.parties import Party
 from app.events.redaction import may_hold_secrets, redact
 from app.store.claims import Claim
-from app.store.contents import Content, Decoded, decode
+from app.store.contents import Content, Decoded, decode, decode_envelope
 
 
 class Undecodable(AppError):
@@ -67,7 +67,23 @@ class Envelope:
     archive_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Lazy:
+    """A value that is made when it is asked for; most callbacks look at a part of an event."""
+
+    __slots__ = ("_make", "_value")
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make: Callable[[], Any] | None = make
+        self._value: Any = None
+
+    def get(self) -> Any:
+        """Give the value, the same each time."""
+        if self._make is not None:
+            self._value, self._make = self._make(), None
+        return self._value
+
+
+@frozen
 class Event:
     """One thing that Atlas said, owed to one callback.
 
@@ -93,10 +109,6 @@ class Event:
     # The envelope's status and version after this event.
     status: str | None
     version: int | None
-    # The parsed body without its secrets; None once the bytes are pruned.
-    data: Any
-    # The envelope as it is now, which may be ahead of this event.
-    envelope: Envelope | None
     # The idempotency key.
     delivery_id: str
     attempt: int
@@ -107,19 +119,34 @@ class Event:
     callback: str
     # When the call will be given up.
     deadline: datetime
+    _data: Lazy = field(repr=False, compare=False)
+    _envelope: Lazy = field(repr=False, compare=False)
+
+    @property
+    def data(self) -> Any:
+        """The parsed body without its secrets; None once the bytes are pruned."""
+        return self._data.get()
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """The envelope as it is now, which may be ahead of this event."""
+        envelope: Envelope | None = self._envelope.get()
+        return envelope
 
 
 def build(claim: Claim, content: Content | None, *, deadline: datetime) -> Event:
     """Make the event of a claimed delivery. Raises `Undecodable` for a damaged row."""
-    stored = _decoded(content)
-    event, envelope = stored.event, stored.envelope
+    if content is None:
+        raise Undecodable("the delivery is not in the database any more")
+    stored: Decoded = _decoded(decode, content)
+    event, body = stored.event, stored.body
     if event is None:
         raise Undecodable("the event of this delivery is not in the database any more")
     return Event(
         id=str(event["id"]),
         type=event["type"] or "",
         account=event["account"],
-        tenant=envelope["tenant"] if envelope else None,
+        tenant=stored.tenant,
         envelope_id=event["envelope_id"],
         atlas_event_id=event["atlas_event_id"],
         occurred_at=event["occurred_at"],
@@ -128,28 +155,29 @@ def build(claim: Claim, content: Content | None, *, deadline: datetime) -> Event
         effect=event["effect"],
         status=event["status"],
         version=event["version"],
-        data=_data(stored.body),
-        envelope=_envelope(envelope) if envelope else None,
         delivery_id=str(claim.id),
         attempt=claim.attempt,
         is_late=stored.is_late,
         is_replay=claim.generation > 1,
         callback=claim.callback,
         deadline=deadline,
+        _data=Lazy(lambda: _data(body)),
+        _envelope=Lazy(lambda: _envelope(content)),
     )
 
 
-def _envelope(row: Mapping[str, Any]) -> Envelope:
+def _envelope(content: Content) -> Envelope | None:
+    row: Mapping[str, Any] | None = _decoded(decode_envelope, content)
+    if row is None:
+        return None
     parties = row["parties"]
     known = None if parties is None else tuple(Party(**party) for party in parties)
     return Envelope(**{**row, "parties": known})
 
 
-def _decoded(content: Content | None) -> Decoded:
-    if content is None:
-        raise Undecodable("the delivery is not in the database any more")
+def _decoded(read: Callable[[Content], Any], content: Content) -> Any:
     try:
-        return decode(content)
+        return read(content)
     except (ValueError, TypeError) as error:
         raise Undecodable(f"a stored value can no longer be read: {error}") from error
 

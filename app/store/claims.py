@@ -14,6 +14,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.events.frozen import frozen
 from app.store.deliveries import LOST, LOST_COLUMNS, LOST_SQLITE
 from app.store.dialects import SQLITE_LATER, SQLITE_NOW, is_postgresql, seconds
 from app.store.session import fetch
@@ -30,7 +31,7 @@ class Room:
     is_probe: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claim:
     """A delivery that is ours until its lease ends; `attempt` counts this one, too."""
 

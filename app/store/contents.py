@@ -1,19 +1,19 @@
 """What a claimed delivery is about: its event, the bytes, the envelope as it is now."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.events.frozen import frozen
 from app.store.bulk import Columns
 from app.store.dialects import hexes, is_postgresql
 from app.store.models import EnvelopeRow, EventRow
 from app.store.session import fetch
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Content:
     """What a claimed delivery is about, still as the driver gave it: see `decode`."""
 
@@ -66,7 +66,8 @@ _FIRST_OF_EVENT = 3
 _FIRST_OF_ENVELOPE = _FIRST_OF_EVENT + len(_EVENT.names)
 _EVENT_TYPE = _FIRST_OF_EVENT + _EVENT.names.index("type")
 _FIELDS_STATUS = _FIRST_OF_ENVELOPE + _ENVELOPE.names.index("fields_status")
-_ENVELOPE_STATES = _FIRST_OF_ENVELOPE + _ENVELOPE.names.index("id")
+_ENVELOPE_ID = _FIRST_OF_ENVELOPE + _ENVELOPE.names.index("id")
+_TENANT = _FIRST_OF_ENVELOPE + _ENVELOPE.names.index("tenant")
 
 
 async def load(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Content]:
@@ -84,12 +85,12 @@ async def load(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, C
     }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decoded:
     """What a delivery is about, as Python values; the body stays bytes."""
 
     event: Mapping[str, Any] | None
-    envelope: Mapping[str, Any] | None
+    tenant: str | None
     body: bytes | None
     is_late: bool
 
@@ -97,11 +98,17 @@ class Decoded:
 def decode(content: Content) -> Decoded:
     """Read a row's values; raises whatever a damaged one deserves, so call it in an attempt."""
     row, is_postgresql = content.row, content.is_postgresql
-    event = envelope = None
+    event = None
     if row[_FIRST_OF_EVENT] is not None:
         values = _EVENT.read(row[_FIRST_OF_EVENT:_FIRST_OF_ENVELOPE], is_postgresql=is_postgresql)
         event = dict(zip(_EVENT.names, values, strict=True))
-    if row[_ENVELOPE_STATES] is not None:
-        values = _ENVELOPE.read(row[_FIRST_OF_ENVELOPE:], is_postgresql=is_postgresql)
-        envelope = dict(zip(_ENVELOPE.names, values, strict=True))
-    return Decoded(event, envelope, row[2], is_late=bool(row[1]))
+    return Decoded(event, row[_TENANT], row[2], is_late=bool(row[1]))
+
+
+def decode_envelope(content: Content) -> Mapping[str, Any] | None:
+    """Read the envelope of a row, if there is one; raises like `decode`."""
+    row, is_postgresql = content.row, content.is_postgresql
+    if row[_ENVELOPE_ID] is None:
+        return None
+    values = _ENVELOPE.read(row[_FIRST_OF_ENVELOPE:], is_postgresql=is_postgresql)
+    return dict(zip(_ENVELOPE.names, values, strict=True))

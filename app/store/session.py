@@ -162,7 +162,8 @@ class Database:
                     yield connection
             else:
                 # Without a session of ours there are no settings but those of a transaction.
-                async with self._transact(connection, end, is_split and not self._local_settings):
+                is_split = is_split and not self._local_settings
+                async with self._transact(connection, end, is_split=is_split):
                     yield connection
         finally:
             await asyncio.shield(connection.close())
@@ -172,7 +173,8 @@ class Database:
         self,
         connection: AsyncConnection,
         end: float,
-        is_split: bool,  # noqa: FBT001  # said once, above
+        *,
+        is_split: bool = False,
     ) -> AsyncIterator[None]:
         assert connection.sync_connection is not None  # it was just checked out
         driver: Any = connection.sync_connection.connection.driver_connection

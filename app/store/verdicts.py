@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.events.frozen import frozen
 from app.store.base import text_to_time
 from app.store.bulk import Columns, Insert
 from app.store.deliveries import BEHIND_POSTGRESQL, wake
@@ -17,7 +17,7 @@ from app.store.models import AttemptRow
 from app.store.session import fetch
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settlement:
     """The end of one attempt, as it is written down. Without a `wait` nothing is owed."""
 
@@ -109,7 +109,11 @@ async def settle(
     """
     ordered = sorted(settlements, key=lambda each: each.id)
     if is_postgresql(connection):
-        arrays = [list(column) for column in zip(*map(_verdict_row, ordered), strict=True)]
+        # `unnest` fills up with nulls what is shorter, and the driver looks at each element.
+        arrays = [
+            None if column.count(None) == len(column) else column
+            for column in zip(*map(_verdict_row, ordered), strict=True)
+        ]
         rows = await fetch(connection, _SETTLE_POSTGRESQL, (*arrays, worker))
         return {row[0]: row[1] for row in rows}
     settled = await _settle_on_sqlite(connection, ordered, worker=worker)
