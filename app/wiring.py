@@ -101,7 +101,9 @@ def worker_name() -> str:
     return f"{socket.gethostname()[:64]}:{os.getpid()}"
 
 
-def dispatcher(settings: Settings, callbacks: tuple[Callback, ...]) -> Dispatcher:
+def dispatcher(
+    settings: Settings, callbacks: tuple[Callback, ...], *, is_pressed: Callable[[], bool]
+) -> Dispatcher:
     """Build the part that runs callbacks, with threads and connections of its own."""
     options = DispatchOptions(
         lease=settings.delivery_lease,
@@ -114,6 +116,7 @@ def dispatcher(settings: Settings, callbacks: tuple[Callback, ...]) -> Dispatche
         options=options,
         worker=worker_name(),
         listens_at=_listening_address(settings),
+        is_pressed=is_pressed,
     )
 
 
@@ -160,9 +163,6 @@ class Services:
         )
         self.usage = KeyUsage(self.database)
         self.subscriptions = Subscriptions(self.database)
-        callbacks = load_callbacks(settings) if works else ()
-        self.dispatcher = dispatcher(settings, callbacks) if works else None
-        self._served = {callback.name for callback in callbacks}
         self.intake = Intake(
             self.database,
             interested=self.subscriptions.names_for,
@@ -171,6 +171,13 @@ class Services:
                 events=settings.max_pending_events, bytes=settings.max_pending_bytes
             ),
         )
+        callbacks = load_callbacks(settings) if works else ()
+        self.dispatcher = (
+            dispatcher(settings, callbacks, is_pressed=lambda: self.intake.is_pressed)
+            if works
+            else None
+        )
+        self._served = {callback.name for callback in callbacks}
         self.announcer = Announcer(self.database)
         self._takes_webhooks = takes_webhooks
         self._tasks: dict[str, asyncio.Task[None]] = {}

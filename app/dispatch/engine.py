@@ -33,6 +33,8 @@ log = get_logger("dispatch")
 PARKED_AT_ONCE = 1000
 # Seconds for which a claim waits, if there is room for a few only.
 GATHER = 0.005
+# Seconds for which a claim waits at most, if webhooks are waiting in the same process.
+DEFERENCE = 0.2
 # Of the time to stop, what is kept for writing down how calls ended.
 LAST_WORDS = timedelta(seconds=2)
 
@@ -47,7 +49,9 @@ class Engine:
         *,
         options: DispatchOptions,
         worker: str,
+        is_pressed: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_pressed = is_pressed
         self._database = database
         self._callbacks = {callback.name: callback for callback in callbacks}
         self._options = options
@@ -158,8 +162,15 @@ class Engine:
 
     async def _claim_step(self) -> None:
         self._work.clear()
+        await self._let_others_first()
         if not (self._is_registered and await self._claim()):
             await _wait(self._work, self._options.poll.total_seconds())
+
+    async def _let_others_first(self) -> None:
+        """Wait while webhooks wait for their answer, but not for ever."""
+        end = time.monotonic() + DEFERENCE
+        while self._is_pressed() and time.monotonic() < end and not self._is_stopping.is_set():
+            await asyncio.sleep(GATHER)
 
     async def _claim(self) -> bool:
         """Claim what there is room for; True if there is likely more, and room for it."""

@@ -26,7 +26,8 @@ class Dispatcher:
     """Delivers what is owed to `callbacks`, from `start` to `stop`.
 
     It needs no database to start: it comes to life when there is one. All methods may be
-    called from any thread.
+    called from any thread. `listens_at` is where other processes announce what is due;
+    `is_pressed` tells whether something more urgent is going on in this one.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class Dispatcher:
         options: DispatchOptions | None = None,
         worker: str,
         listens_at: DatabaseAddress | None = None,
+        is_pressed: Callable[[], bool] = lambda: False,
     ) -> None:
         self._address = address
         self._callbacks = tuple(callbacks)
         self._options = options or DispatchOptions()
         self._worker = worker
         self._listens_at = listens_at
+        self._is_pressed = is_pressed
         self._grace = timedelta(0)
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,7 +112,13 @@ class Dispatcher:
 
     async def _main(self) -> None:
         database = Database(self._address)
-        engine = Engine(database, self._callbacks, options=self._options, worker=self._worker)
+        engine = Engine(
+            database,
+            self._callbacks,
+            options=self._options,
+            worker=self._worker,
+            is_pressed=self._is_pressed,
+        )
         self._loop, self._engine = asyncio.get_running_loop(), engine
         if self._is_stopping:
             engine.stop()

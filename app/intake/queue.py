@@ -33,6 +33,8 @@ log = get_logger("intake")
 
 # Parsing more than this would hold up the loop, and with it everybody else.
 LARGE_BODY = 64 * 1024
+# While so many events wait for the next commit, other work in this process should wait, too.
+PRESSURE = 8
 # Nobody's rows are waited for for long: what is held goes to a lane of its own.
 DATABASE_LIMITS = Limits(lock=timedelta(milliseconds=100))
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -85,6 +87,11 @@ class Intake:
         self._is_closed = False
         # True while the loop that would commit has failed and is not running again yet.
         self._is_down = False
+
+    @property
+    def is_pressed(self) -> bool:
+        """True while events wait for a transaction of their own; may be asked by any thread."""
+        return len(self._waiting) >= PRESSURE
 
     async def record(self, body: bytes, *, account: str, key_label: str) -> Receipt:
         """Record one authentic body; return once it is durable.
