@@ -26,7 +26,7 @@ from app.events.redaction import redact
 from app.store.claims import Claim
 from app.store.ids import new_id
 
-__all__ = ["Dead", "Done", "Failed", "Skipped", "deliver", "make_event"]
+__all__ = ["Dead", "Done", "Failed", "Skipped", "change_event", "deliver", "make_event"]
 
 
 def make_event(
@@ -69,10 +69,15 @@ def make_event(
         _data=Lazy(lambda: redact(body)),
         _envelope=Lazy(lambda: envelope),
     )
-    return replace(event, **dict(map(_change, changes, changes.values())))
+    return change_event(event, **changes)
 
 
-def _change(name: str, value: Any) -> tuple[str, Any]:
+def change_event(event: Event, **changes: Any) -> Event:
+    """Make the same event with other values: `envelope=None`, `data={…}`, `attempt=3`."""
+    return replace(event, **dict(map(_field, changes, changes.values())))
+
+
+def _field(name: str, value: Any) -> tuple[str, Any]:
     """Name the field behind a property."""
     return (f"_{name}", Lazy(lambda: value)) if name in {"data", "envelope"} else (name, value)
 

@@ -253,7 +253,7 @@ def _retry_group(cause: Cause, rate: float) -> None:
     last = uninterrupted(lambda: with_database(act, limits=_PATIENT), "what is left stays dead")
     typer.echo(
         f"{last.retried} of {last.total} tried again: {last.done} done, {last.failed} failed "
-        f"again, {last.waiting} not tried yet"
+        f"again, {last.waiting} due; {last.total - last.retried} still dead"
     )
     if last.stopped is not None:
         fail(f"stopped: {last.stopped}")

@@ -33,8 +33,8 @@ log = get_logger("dispatch")
 PARKED_AT_ONCE = 1000
 # Seconds for which a claim waits, if there is room for a few only.
 GATHER = 0.005
-# Seconds for which a claim waits at most, if webhooks are waiting in the same process.
-DEFERENCE = 0.2
+# So often, for as long, a claim waits if webhooks are waiting in the same process.
+DEFERENCES = 40
 # Of the time to stop, what is kept for writing down how calls ended.
 LAST_WORDS = timedelta(seconds=2)
 
@@ -168,9 +168,10 @@ class Engine:
 
     async def _let_others_first(self) -> None:
         """Wait while webhooks wait for their answer, but not for ever."""
-        end = time.monotonic() + DEFERENCE
-        while self._is_pressed() and time.monotonic() < end and not self._is_stopping.is_set():
-            await asyncio.sleep(GATHER)
+        for _ in range(DEFERENCES):
+            if not self._is_pressed():
+                return
+            await self._rest(GATHER)
 
     async def _claim(self) -> bool:
         """Claim what there is room for; True if there is likely more, and room for it."""

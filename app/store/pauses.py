@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import case, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.store.base import text_to_time
@@ -49,9 +49,17 @@ async def pause(connection: AsyncConnection, name: str) -> bool:
 
 
 async def resume(connection: AsyncConnection, name: str) -> bool:
-    """Give a callback what is owed to it, and trust it again; False if nothing held it."""
-    held = [_callbacks.c[n] for n in ("paused_at", "open_until", "probe_until", "breaker")]
-    change = _callbacks.update().values({column.name: None for column in held})
+    """Give a callback what is owed to it; False if nothing held it.
+
+    A breaker is not closed but half open: a few calls show whether it may be trusted again,
+    before everything that has gathered is let loose on it.
+    """
+    held = [_callbacks.c[n] for n in ("paused_at", "open_until")]
+    change = _callbacks.update().values(
+        paused_at=None,
+        probe_until=None,
+        open_until=case((_callbacks.c.open_until.is_not(None), now(connection))),
+    )
     is_held = or_(*(column.is_not(None) for column in held))
     chosen = change.where(_callbacks.c.name == name, is_held)
     return bool((await connection.execute(chosen)).rowcount)

@@ -187,7 +187,8 @@ class TestTables:
             n for row in rows(GUIDE.read_text(), header="| Field of `Event`") for n in named(row[0])
         ]
 
-        assert [field.name for field in fields(Event)] == listed
+        # Two of them are made when they are asked for, behind a property of that name.
+        assert sorted(field.name.removeprefix("_") for field in fields(Event)) == sorted(listed)
 
     def test_have_every_field_of_an_envelope(self) -> None:
         table = rows(GUIDE.read_text(), header="| Fields of `Envelope`")

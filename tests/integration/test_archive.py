@@ -15,7 +15,7 @@ from app.atlas.client import ApiKey, Atlas
 from app.callbacks import Callbacks, Event
 from app.callbacks.archive import Archiver, callbacks
 from app.callbacks.shelf import Bucket, open_shelf
-from app.callbacks.testing import Dead, Done, Failed, deliver, make_event
+from app.callbacks.testing import Dead, Done, Failed, change_event, deliver, make_event
 from app.dispatch.attempt import Verdict
 from app.settings import Settings
 from app.store.archives import Archive, record_archive
@@ -106,7 +106,7 @@ def files_in(root: Path) -> list[Path]:
 def archived(event: Event, **columns: Any) -> Event:
     """The event as it is after an earlier delivery."""
     assert event.envelope is not None
-    return replace(event, envelope=replace(event.envelope, **columns))
+    return change_event(event, envelope=replace(event.envelope, **columns))
 
 
 class TestKeeping:

@@ -18,7 +18,7 @@ import uvloop
 from app.callbacks import Callbacks, Event
 from app.callbacks.command import Command, callbacks
 from app.callbacks.forward import document, encode
-from app.callbacks.testing import Dead, Done, Failed, deliver, make_event
+from app.callbacks.testing import Dead, Done, Failed, change_event, deliver, make_event
 from app.dispatch.attempt import Verdict
 from app.errors import ConfigError
 from app.settings import read_settings
@@ -115,7 +115,7 @@ class TestProgram:
     async def test_an_event_about_no_envelope_is_fine(self, program: Program) -> None:
         line = program.write('echo "[$ATLAS_ENVELOPE_ID]" > id')
 
-        await Command(line)(replace(with_time(), envelope=None, envelope_id=None))
+        await Command(line)(change_event(with_time(), envelope=None, envelope_id=None))
 
         assert "[]\n" == program.read("id")
 

@@ -5,7 +5,6 @@ import json
 import secrets
 import socket
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +14,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from app.callbacks import Callbacks, Event
 from app.callbacks.forward import Forward
-from app.callbacks.testing import Dead, Done, Failed, deliver, make_event
+from app.callbacks.testing import Dead, Done, Failed, change_event, deliver, make_event
 from app.dispatch.attempt import Verdict
 from tests.misbehaving import (
     Behaviour,
@@ -184,7 +183,9 @@ class TestAnswer:
 class TestOwnEvent:
     async def test_one_about_no_envelope_is_sent_too(self) -> None:
         data: Mapping[str, Any] = {"event": "receiver.dead", "is_first": True}
-        event = replace(EVENT, type="receiver.dead", envelope=None, envelope_id=None, data=data)
+        event = change_event(
+            EVENT, type="receiver.dead", envelope=None, envelope_id=None, data=data
+        )
         async with Misbehaving(answer()) as server:
             assert Done() == await forward(server, event)
 

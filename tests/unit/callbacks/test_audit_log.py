@@ -1,12 +1,10 @@
 """The built-in callback writes one line, with the three words that Atlas' guides ask for."""
 
-import dataclasses
-
 import structlog
 
 from app.callbacks import Event
 from app.callbacks.audit_log import audit_log
-from app.callbacks.testing import make_event
+from app.callbacks.testing import change_event, make_event
 
 EVENT = make_event(
     envelope_id="env_1",
@@ -34,6 +32,6 @@ async def test_says_what_came_and_not_what_it_says() -> None:
 
 
 async def test_an_event_about_no_envelope_is_fine() -> None:
-    line = await logged(dataclasses.replace(EVENT, envelope=None, envelope_id=None))
+    line = await logged(change_event(EVENT, envelope=None, envelope_id=None))
 
     assert line["fields_status"] is None

@@ -17,7 +17,7 @@ from app.callbacks import Event
 from app.callbacks.publish import Publish, Unconfirmed, address, callbacks, cloudevent
 from app.callbacks.publish.to_kafka import login_of
 from app.callbacks.publish.to_nats import subject_of
-from app.callbacks.testing import make_event
+from app.callbacks.testing import change_event, make_event
 from app.errors import ConfigError
 
 PASSWORD = "s3cret-of-nobody"
@@ -38,9 +38,7 @@ class TestCloudEvent:
             pytest.param(make_event(data={"event_id": "evt_1"}), id="atlas-id"),
             pytest.param(make_event(envelope_id="ünï code / \N{GRINNING FACE}"), id="odd-id"),
             pytest.param(
-                dataclasses.replace(
-                    make_event(), type="receiver.dead", envelope_id=None, envelope=None
-                ),
+                change_event(make_event(), type="receiver.dead", envelope_id=None, envelope=None),
                 id="about-no-envelope",
             ),
             pytest.param(make_event(type="", atlas_event_id=""), id="without-type"),

@@ -8,7 +8,7 @@ import pytest
 from app.callbacks import Event
 from app.callbacks.loader import load
 from app.callbacks.slack import callbacks, is_worth_telling, message
-from app.callbacks.testing import make_event
+from app.callbacks.testing import change_event, make_event
 from app.errors import ConfigError
 from app.settings import read_settings
 
@@ -17,7 +17,7 @@ URL = "https://hooks.slack.example/services/T000/B000/hidden"
 
 def own(kind: str, **data: Any) -> Event:
     event = make_event("envelope.signed", envelope_id="env_1")
-    return replace(event, type=f"receiver.{kind}", data={"event": f"receiver.{kind}", **data})
+    return change_event(event, type=f"receiver.{kind}", data={"event": f"receiver.{kind}", **data})
 
 
 class TestMessage:
@@ -46,7 +46,7 @@ class TestMessage:
         assert event.envelope is not None
         envelope = replace(event.envelope, decline_reason="so " * 500, void_reason="so " * 500)
 
-        text = message(replace(event, envelope=envelope))
+        text = message(change_event(event, envelope=envelope))
 
         assert "Reason: so so" in text
         assert text.endswith("…")
@@ -61,7 +61,7 @@ class TestMessage:
         assert not set("<\u202e\n\r\x00") & set(text)
 
     def test_an_event_that_is_new_to_it_is_named(self) -> None:
-        event = replace(make_event(), type="envelope.<new>", envelope=None, envelope_id=None)
+        event = change_event(make_event(), type="envelope.<new>", envelope=None, envelope_id=None)
 
         assert "*envelope.&lt;new&gt;*: envelope `unknown`" == message(event)
 
@@ -99,7 +99,7 @@ class TestMessage:
         "event_type", ["envelope.signed", "receiver.dead", "receiver.disputed"]
     )
     def test_any_data_gives_a_message(self, event_type: str, data: Any) -> None:
-        event = replace(make_event(), type=event_type, data=data, envelope=None)
+        event = change_event(make_event(), type=event_type, data=data, envelope=None)
 
         assert message(event)
         assert is_worth_telling(event) == (event_type != "receiver.dead")
@@ -123,7 +123,7 @@ class TestWhere:
         event = make_event()
         assert event.envelope is not None
 
-        test = replace(event, envelope=replace(event.envelope, is_test=True))
+        test = change_event(event, envelope=replace(event.envelope, is_test=True))
 
         assert (True, False) == (is_worth_telling(event), is_worth_telling(test))
 
