@@ -20,7 +20,7 @@ from app.intake import DATABASE_LIMITS, Announcer, Intake, IntakeLimits, Receipt
 from app.settings import ROOT, KeySpec, Settings
 from app.store import durability
 from app.store import keys as key_rows
-from app.store.migrations import Fit, read_state
+from app.store.schema import Fit, read_state
 from app.store.session import Database, DatabaseAddress, DatabaseError
 from app.telemetry import described, get_logger
 

@@ -20,7 +20,7 @@ from app.events.signature import MAX_UNDIRECTED_KEYS, Key
 from app.settings import ROOT, Settings
 from app.store import durability
 from app.store import keys as key_rows
-from app.store.migrations import read_state
+from app.store.schema import read_state
 from app.store.session import Database, DatabaseAddress
 from app.wiring import verification_keys
 

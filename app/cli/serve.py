@@ -22,7 +22,7 @@ from app.cli.findings import GENERATED
 from app.errors import ConfigError
 from app.main import Application, Face, create_app
 from app.settings import Settings, is_loopback, read_settings
-from app.store import migrations
+from app.store.schema import SchemaState
 from app.store.session import DatabaseError
 from app.web.protocol import Protocol
 from app.wiring import Services, database_address, verification_keys
@@ -118,11 +118,14 @@ def _settings() -> Settings:
     return settings
 
 
-async def _migrate(settings: Settings, revision: str) -> migrations.SchemaState:
+async def _migrate(settings: Settings, revision: str) -> SchemaState:
+    # Loading Alembic takes as long as everything else of a start together.
+    from app.store.migrations import migrate as bring_up_to_date  # noqa: PLC0415
+
     address = database_address(settings, is_migrating=True)
     started = time.monotonic()
     try:
-        return await migrations.migrate(
+        return await bring_up_to_date(
             address.url, schema=address.schema, revision=revision, wait=_MIGRATION_WAIT
         )
     except TimeoutError as error:

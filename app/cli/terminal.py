@@ -22,7 +22,7 @@ from rich.table import Table
 
 from app import telemetry
 from app.settings import Settings, read_settings
-from app.store.migrations import read_state
+from app.store.schema import read_state
 from app.store.session import Database, Limits
 from app.wiring import database_address
 

@@ -1,29 +1,24 @@
-"""Bring the schema up to date, one process at a time, and tell whether it fits."""
+"""Bring the schema up to date, one process at a time."""
 
 import asyncio
 import fcntl
-import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, inspect, select, text
+from sqlalchemy import Connection, create_engine, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app import __version__
-from app.errors import ConfigError, SchemaMismatch
+from app.errors import ConfigError
 from app.store.models import ReleaseRow
+from app.store.schema import ROOT, Fit, SchemaState, read_state
 from app.store.session import DEFAULT_SCHEMA, Database, DatabaseAddress, Limits
 
-ROOT = Path(__file__).resolve().parents[2]
 POLL = timedelta(milliseconds=200)
 # Any fixed number will do, as long as no other program picks the same.
 _LOCK = 0x41544C41
@@ -31,48 +26,6 @@ _LOCK = 0x41544C41
 _LIMITS = Limits(
     lock=timedelta(seconds=10), statement=timedelta(hours=2), idle=timedelta(minutes=5)
 )
-# Long enough for a server that was just started, and for nobody's patience.
-_LOOK = timedelta(seconds=10)
-
-
-class Fit(StrEnum):
-    """How the schema of the database relates to this release."""
-
-    EQUAL = "equal"
-    COMPATIBLE = "newer, compatible"
-    OLDER = "older"
-    TOO_NEW = "too new"
-    ABSENT = "absent"
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaState:
-    """The revision found in the database, and whether this release may serve it."""
-
-    fit: Fit
-    found: str | None
-    needed: str
-
-    @property
-    def is_servable(self) -> bool:
-        """True if this release may serve this schema."""
-        return self.fit in {Fit.EQUAL, Fit.COMPATIBLE}
-
-    def require(self) -> None:
-        """Raise `SchemaMismatch`, with what to do, unless the schema can be served."""
-        match self.fit:
-            case Fit.ABSENT:
-                raise SchemaMismatch("the database has no tables yet: run `python -m app migrate`")
-            case Fit.OLDER:
-                raise SchemaMismatch(
-                    f"the database schema is at {self.found}, this release needs {self.needed}: "
-                    "run `python -m app migrate`"
-                )
-            case Fit.TOO_NEW:
-                raise SchemaMismatch(
-                    f"the database schema {self.found} belongs to a newer release than "
-                    f"{__version__}, and is not compatible with it: deploy the newer release"
-                )
 
 
 async def migrate(
@@ -104,40 +57,6 @@ async def downgrade(
         await _run(database, lambda config: command.downgrade(config, revision))
 
 
-async def read_state(database: Database) -> SchemaState:
-    """Compare the database's revision with the newest that this release knows."""
-    async with database.begin(limit=_LOOK, is_reading=True) as connection:
-        found, floor = await _read_revision(connection)
-    needed, known = _revisions()
-    return SchemaState(_fit(found, floor, needed=needed, known=known), found, needed)
-
-
-async def _read_revision(connection: AsyncConnection) -> tuple[str | None, str]:
-    """Give the revision found, and the oldest release that may serve it."""
-    tables = await connection.run_sync(lambda c: set(inspect(c).get_table_names()))
-    found, floor = None, "0"
-    if "alembic_version" in tables:
-        found = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar()
-    if "releases" in tables:
-        floors = (await connection.execute(select(ReleaseRow.min_release))).scalars()
-        floor = max(floors, key=_release, default="0")
-    return found, floor
-
-
-def _fit(found: str | None, floor: str, *, needed: str, known: frozenset[str]) -> Fit:
-    if found is None:
-        return Fit.ABSENT
-    if _release(floor) > _release(__version__):
-        return Fit.TOO_NEW
-    if found not in known:
-        return Fit.COMPATIBLE
-    return Fit.EQUAL if found == needed else Fit.OLDER
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
-
-
 def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations").replace("%", "%%"))
@@ -146,14 +65,6 @@ def _config() -> Config:
 
 def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_config())
-
-
-@functools.cache
-def _revisions() -> tuple[str, frozenset[str]]:
-    """Give the newest revision of this release, and all; the scripts are read only once."""
-    scripts = _scripts()
-    known = frozenset(script.revision for script in scripts.walk_revisions())
-    return str(scripts.get_current_head()), known
 
 
 async def _run(database: Database, action: Callable[[Config], None]) -> None:

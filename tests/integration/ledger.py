@@ -186,6 +186,7 @@ class Ledger:
         worker: str = WORKER,
         grace: float = 10,
         listens_at: DatabaseAddress | None = None,
+        is_pressed: Callable[[], bool] = lambda: False,
         **options: Any,
     ) -> Iterator[Dispatcher]:
         """Run a dispatcher for the length of a block."""
@@ -195,6 +196,7 @@ class Ledger:
             options=DispatchOptions(**{**QUICK, **options}),
             worker=worker,
             listens_at=listens_at,
+            is_pressed=is_pressed,
         )
         dispatcher.start()
         try:

@@ -1027,3 +1027,21 @@ async def is_at_work(ledger: Ledger) -> bool:
 
 async def is_parked(ledger: Ledger, delivery_id: object) -> bool:
     return any(d.id == delivery_id for d in await ledger.deliveries(state="parked"))
+
+
+class TestPressure:
+    async def test_webhooks_go_first_but_not_for_ever(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        callbacks.on("*", name="keep")(lambda _: None)
+        asked: list[bool] = []
+
+        def is_pressed() -> bool:
+            asked.append(True)
+            return True
+
+        await ledger.owe("keep")
+        with ledger.dispatching(callbacks, is_pressed=is_pressed):
+            await until(lambda: all_are(ledger, "done"))
+
+        assert len(asked) > 10

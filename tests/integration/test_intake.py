@@ -163,6 +163,15 @@ class TestBounds:
             assert RECORDED == await one.outcome(make_body())
             assert 21 - len(refused) == await one.count(EVENTS)
 
+    async def test_says_so_while_many_wait(self, one: Replica) -> None:
+        """So that other work in this process can wait, too."""
+        flood = [asyncio.create_task(one.record(make_body())) for _ in range(50)]
+        await asyncio.sleep(0)
+
+        assert one.intake.is_pressed
+        await asyncio.gather(*flood)
+        assert not one.intake.is_pressed
+
     async def test_closing_commits_what_is_waiting_and_takes_nothing_new(
         self, database_url: str
     ) -> None:

@@ -23,15 +23,9 @@ from sqlalchemy import Connection, Table, inspect, text
 from app import __version__
 from app.errors import ConfigError, SchemaMismatch
 from app.store.base import Base
-from app.store.migrations import (
-    Fit,
-    SchemaState,
-    command_line_connection,
-    downgrade,
-    migrate,
-    read_state,
-)
+from app.store.migrations import command_line_connection, downgrade, migrate
 from app.store.models import ReleaseRow
+from app.store.schema import Fit, SchemaState, read_state
 from app.store.session import DEFAULT_SCHEMA, Database, DatabaseAddress
 from tests.factories import make_body
 from tests.postgres import create_database, drop_database, replace_database

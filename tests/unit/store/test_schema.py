@@ -1,9 +1,11 @@
 """How a schema and a release relate."""
 
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from app import __version__
-from app.store.migrations import Fit, _fit
+from app.store.schema import ROOT, Fit, _fit, _revisions
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,13 @@ from app.store.migrations import Fit, _fit
 )
 def test_the_floor_counts_whatever_the_revision_is(found: str | None, floor: str, fit: Fit) -> None:
     assert fit is _fit(found, floor, needed="b", known=frozenset({"a", "b"}))
+
+
+def test_the_revisions_are_those_that_alembic_knows() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    scripts = ScriptDirectory.from_config(config)
+
+    known = frozenset(script.revision for script in scripts.walk_revisions())
+
+    assert (scripts.get_current_head(), known) == _revisions()
