@@ -198,7 +198,8 @@ _FIRST_OF_ITS_ENVELOPE = """(
 )"""
 _POSTPONE_POSTGRESQL = f"""
 WITH held AS MATERIALIZED (
-    SELECT d.id, d.due_at, CASE WHEN d.attempts > d.spent THEN statement_timestamp() + $4::interval
+    SELECT d.id, d.due_at, d.token,
+        CASE WHEN d.attempts > d.spent THEN statement_timestamp() + $4::interval
         ELSE LEAST(
             GREATEST({_FIRST_OF_ITS_ENVELOPE}, statement_timestamp()) + $4::interval,
             CASE WHEN d.created_at > statement_timestamp() - $6::interval
@@ -214,7 +215,8 @@ WITH held AS MATERIALIZED (
 ), ours AS MATERIALIZED (
     SELECT mine.id, held.later FROM held CROSS JOIN LATERAL (
         SELECT d.id FROM deliveries d
-        WHERE d.id = held.id AND d.state = 'pending' AND d.due_at IS NOT DISTINCT FROM held.due_at
+        WHERE d.id = held.id AND d.state = 'pending' AND d.token = held.token
+          AND d.due_at IS NOT DISTINCT FROM held.due_at
         FOR UPDATE OF d SKIP LOCKED
     ) AS mine
 )

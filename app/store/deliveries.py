@@ -81,8 +81,7 @@ async def enqueue(connection: AsyncConnection, rows: Sequence[Owed]) -> None:
         await connection.exec_driver_sql(_ENQUEUE_SQLITE, _OWED.tuples(owed))
 
 
-# The next of an envelope; a replay has the same place in the order as what it repeats. The
-# CASE hides a condition from the planner, which would walk over everything that is due later.
+# The next of an envelope; a replay has the same place in the order as what it repeats.
 _FOLLOWING = """
     following.callback = d.callback AND following.account = d.account
     AND following.envelope_id = d.envelope_id AND following.due_at IS NOT NULL
@@ -92,23 +91,24 @@ _FOLLOWING = """
           AND n.envelope_id = d.envelope_id AND n.sequence > d.sequence
           AND n.due_at IS NOT NULL
     )
-    AND CASE WHEN following.state = 'pending' AND following.attempts = following.spent
-        THEN following.due_at > {now} END"""
-# With rows called `d` in front, those behind which something waits.
+    AND following.state = 'pending' AND following.attempts = following.spent"""
+# With rows called `d` in front, those that wait behind them. A `postpone` that is just under
+# way is waited for, since what it writes has to be undone; it waits for nobody itself.
 BEHIND_POSTGRESQL = f"""CROSS JOIN LATERAL (
-    SELECT following.id FROM deliveries following
-    WHERE {_FOLLOWING.format(now="statement_timestamp()")}
-    FOR UPDATE OF following SKIP LOCKED
+    SELECT following.id FROM deliveries following WHERE {_FOLLOWING} FOR UPDATE OF following
 ) AS woken"""
+# The token rises also of what is due already: a `postpone` that has read the row before, and
+# would write it after, sees that its reason is gone.
+WAKING = "due_at = LEAST(due_at, statement_timestamp()), token = token + 1"
 _WAKE_POSTGRESQL = f"""
-UPDATE deliveries SET due_at = statement_timestamp() WHERE id = ANY (ARRAY(
+UPDATE deliveries SET {WAKING} WHERE id = ANY (ARRAY(
     SELECT woken.id FROM deliveries d {BEHIND_POSTGRESQL} WHERE d.id = ANY ($1::uuid[])
 ))
 """
 _WAKE_SQLITE = f"""
 UPDATE deliveries SET due_at = {SQLITE_NOW} WHERE id IN (
     SELECT following.id FROM deliveries d
-    CROSS JOIN deliveries following ON {_FOLLOWING.format(now=SQLITE_NOW)}
+    CROSS JOIN deliveries following ON {_FOLLOWING} AND following.due_at > {SQLITE_NOW}
     WHERE d.id IN (SELECT value FROM json_each(?))
 )
 """

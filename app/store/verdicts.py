@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.events.frozen import frozen
 from app.store.base import text_to_time
 from app.store.bulk import Columns, Insert
-from app.store.deliveries import BEHIND_POSTGRESQL, wake
+from app.store.deliveries import BEHIND_POSTGRESQL, WAKING, wake
 from app.store.dialects import SQLITE_NOW, is_postgresql, seconds
 from app.store.models import AttemptRow
 from app.store.session import fetch
@@ -63,7 +63,7 @@ WITH verdicts AS MATERIALIZED (
     SELECT v.id, v.token, v.number, $11, v.started_at, v.finished_at, v.verdict, v.error
     FROM ours v ON CONFLICT DO NOTHING
 ), woken AS (
-    UPDATE deliveries SET due_at = statement_timestamp()
+    UPDATE deliveries SET {WAKING}
     WHERE id = ANY (ARRAY(SELECT woken.id FROM ours d {BEHIND_POSTGRESQL} WHERE d.wait IS NULL))
 )
 SELECT id, due_at FROM settled

@@ -88,8 +88,8 @@ def plant(chosen: str | None) -> None:
         die_at("settled", chosen)
         return settled
 
-    async def commit_and_die(session: AuthorSession) -> None:
-        await commit(session)
+    async def commit_and_die(session: AuthorSession, ours: Any, *, is_postgresql: bool) -> None:
+        await commit(session, ours, is_postgresql=is_postgresql)
         die_at("committed", chosen)
 
     if chosen is not None:

@@ -514,6 +514,59 @@ def scanned(plan: dict[str, Any]) -> Iterator[float]:
         yield from scanned(part)
 
 
+class TestWaking:
+    """What waits behind a delivery is woken, whatever is written at the same moment."""
+
+    async def test_a_postpone_that_read_before_and_writes_after_changes_nothing(
+        self, postgres_ledger: Ledger
+    ) -> None:
+        await postgres_ledger.register("file")
+        await postgres_ledger.owe_one(sequence=1)
+        second = await postgres_ledger.owe_one(sequence=2)
+        (claim,) = await postgres_ledger.claim("file")
+        slowly = _napping(claims._POSTPONE_POSTGRESQL)
+        arguments = (["file"], [10], [True], claims.SHORTLY, claims.SOON, PATIENCE)
+
+        async def postpone() -> None:
+            async with postgres_ledger.transaction() as connection:
+                await connection.exec_driver_sql(slowly, arguments)
+
+        postponing = asyncio.create_task(postpone())
+        await until(lambda: is_napping(postgres_ledger))
+        await settle(postgres_ledger, verdict_on(claim))
+        await postponing
+
+        assert [second] == [c.id for c in await postgres_ledger.claim("file")]
+
+    async def test_one_that_was_postponed_is_due_at_once(self, postgres_ledger: Ledger) -> None:
+        await postgres_ledger.register("file")
+        await postgres_ledger.owe_one(sequence=1)
+        second = await postgres_ledger.owe_one(sequence=2)
+        (claim,) = await postgres_ledger.claim("file")
+        async with postgres_ledger.transaction() as connection:
+            rooms = [Room("file", 10, is_ordered=True)]
+            assert 1 == await claims.postpone(connection, rooms, patience=PATIENCE)
+
+        await settle(postgres_ledger, verdict_on(claim))
+
+        assert [second] == [c.id for c in await postgres_ledger.claim("file")]
+
+
+def _napping(statement: str) -> str:
+    """Let a statement sleep between what it reads and what it writes."""
+    nap = "), nap AS MATERIALIZED (SELECT pg_sleep(0.7) FROM (SELECT count(*) FROM held) AS all_of)"
+    slow = statement.replace("), ours AS MATERIALIZED (", f"{nap}, ours AS MATERIALIZED (")
+    return slow.replace(
+        "FROM held CROSS JOIN LATERAL", "FROM nap CROSS JOIN held CROSS JOIN LATERAL"
+    )
+
+
+async def is_napping(ledger: Ledger) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    async with ledger.reading() as connection:
+        return bool((await connection.exec_driver_sql(query)).scalar())
+
+
 class TestLoad:
     async def load_envelope(self, ledger: Ledger, delivery_id: UUID) -> Mapping[str, Any] | None:
         async with ledger.transaction() as connection:

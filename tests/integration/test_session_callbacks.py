@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.callbacks import Callbacks, Event, GiveUp
@@ -278,10 +281,71 @@ async def commit_and_catch(session: AsyncSession, event: Event) -> None:
         return
 
 
+async def leave(session: AsyncSession, event: Event) -> None:
+    async with session:
+        await write(session, event)
+
+
+async def close(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    await session.close()
+
+
+async def reset(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    await session.reset()
+
+
+async def invalidate(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    await session.invalidate()
+
+
+async def close_and_catch(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    with suppress(TransactionRefused):
+        await session.close()
+
+
+async def roll_its_transaction_back(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    transaction = session.get_transaction()
+    assert transaction is not None
+    await transaction.rollback()
+
+
+async def roll_back_and_begin_another(session: AsyncSession, event: Event) -> None:
+    await roll_its_transaction_back(session, event)
+    with suppress(TransactionRefused):
+        await write(session, event)
+
+
+async def commit_behind_a_comment(session: AsyncSession, event: Event) -> None:
+    await write(session, event)
+    await session.execute(text("/* all of it */ -- now\n ; COMMIT"))
+
+
+async def commit_past_all(session: AsyncSession, event: Event) -> None:
+    """As no guard of ours can see it coming."""
+    await write(session, event)
+    connection = (await session.connection()).sync_connection
+    assert connection is not None
+    driver: Any = connection.connection.driver_connection
+    await driver.execute("COMMIT")
+
+
 class TestTheEndOfTheTransaction:
     @pytest.mark.parametrize(
         "body, word",
         [
+            (leave, "close"),
+            (close, "close"),
+            (close_and_catch, "close"),
+            (reset, "reset"),
+            (invalidate, "invalidate"),
+            (roll_its_transaction_back, "end of the transaction"),
+            (roll_back_and_begin_another, "end of the transaction"),
+            (commit_behind_a_comment, "COMMIT"),
             (commit, "commit"),
             (roll_back, "rollback"),
             (begin, "begin"),
@@ -301,6 +365,71 @@ class TestTheEndOfTheTransaction:
 
         assert f"TransactionRefused: `{word}` in a session callback" in await error_of(ledger)
         assert 0 == await notes(ledger)
+
+    async def test_by_a_callback_that_then_returns_is_a_failure(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        on(callbacks, commit_past_all, max_attempts=1)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "dead"))
+
+        assert "another try might do twice" in await error_of(ledger)
+
+    async def test_by_a_callback_that_then_fails_is_not_tried_again(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        """What is committed would be done twice."""
+
+        async def fail(session: AsyncSession, event: Event) -> None:
+            await commit_past_all(session, event)
+            raise ValueError("too late")
+
+        on(callbacks, fail, backoff=0.01)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "dead"))
+
+        assert 1 == await notes(ledger)
+        assert "another try might do twice" in await error_of(ledger)
+
+    async def test_of_a_savepoint_does_not_make_it_longer(
+        self, ledger: Ledger, callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(transaction, "AuthorSessions", impatient)
+
+        async def save_again_and_again(session: AsyncSession, event: Event) -> None:
+            await write(session, event)
+            while True:
+                async with session.begin_nested():
+                    await asyncio.sleep(0.05)
+
+        on(callbacks, save_again_and_again, max_attempts=1)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "dead"))
+
+        assert "open for more than 0.3 s" in await error_of(ledger)
+
+    async def test_is_told_apart_from_a_statement_whose_error_was_swallowed(
+        self, postgres_ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        async def swallow(session: AsyncSession, event: Event) -> None:
+            await write(session, event)
+            with suppress(DBAPIError):
+                await session.execute(text("INSERT INTO no_such_table VALUES (1)"))
+
+        on(callbacks, swallow, max_attempts=1)
+        await postgres_ledger.owe("note")
+
+        with postgres_ledger.dispatching(callbacks):
+            await until(lambda: all_are(postgres_ledger, "dead"))
+
+        assert "a statement of the callback had failed" in await error_of(postgres_ledger)
+        assert 0 == await notes(postgres_ledger)
 
     async def test_comes_by_force_if_it_stays_open(
         self, ledger: Ledger, callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch
@@ -434,6 +563,89 @@ class TestTheToken:
 
         assert 0 == await notes(ledger)
         assert ["discarded"] == await ledger.states()
+
+
+class TestTheConnection:
+    async def test_is_not_given_to_a_task_that_outlives_the_call(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        """It would hold its locks for ever: on SQLite, that of all writers."""
+        tasks: list[asyncio.Task[None]] = []
+
+        async def hurry(session: AsyncSession, event: Event) -> None:
+            async def later() -> None:
+                await asyncio.sleep(0.05)
+                await write(session, event)
+
+            tasks.append(asyncio.create_task(later()))
+
+        on(callbacks, hurry)
+        await ledger.owe("note")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are(ledger, "done"))
+            await until(tasks[0].done)
+            await run(ledger, "INSERT INTO {public}notes (delivery_id) VALUES ('other')")
+
+        assert isinstance(tasks[0].exception(), TransactionRefused)
+        assert 1 == await notes(ledger)
+
+    async def test_is_given_up_if_a_task_is_just_using_it(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        tasks: list[asyncio.Task[Any]] = []
+
+        async def hurry(session: AsyncSession, event: Event) -> None:
+            tasks.append(asyncio.create_task(write(session, event)))
+            await asyncio.sleep(0)
+
+        on(callbacks, hurry, max_attempts=1, breaker=None)
+        for number in range(12):
+            await ledger.owe("note", envelope=f"env_{number}")
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: all_are_ended(ledger))
+            await run(ledger, "INSERT INTO {public}notes (delivery_id) VALUES ('other')")
+            await until(lambda: all(task.done() for task in tasks))
+
+        assert len(await ledger.deliveries()) == len(tasks)
+        done = (await ledger.states()).count("done")
+        assert done <= await notes(ledger) - 1 <= 12
+        for task in tasks:
+            task.exception()
+
+    async def test_has_nothing_of_the_one_before(
+        self, postgres_ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        seen: list[str] = []
+
+        async def change(session: AsyncSession, _: Event) -> None:
+            seen.append((await session.execute(text("SHOW work_mem"))).scalar_one())
+            await session.execute(text("SET work_mem = '77MB'"))
+
+        on(callbacks, change, concurrency=1)
+        for number in range(3):
+            await postgres_ledger.owe("note", envelope=f"env_{number}")
+
+        with postgres_ledger.dispatching(callbacks):
+            await until(lambda: all_are(postgres_ledger, "done"))
+
+        assert 1 == len(set(seen))
+        assert "77MB" not in seen
+
+    async def test_has_limits_on_the_server_also_through_a_pooler(
+        self, postgres_ledger: Ledger
+    ) -> None:
+        """A callback that blocks its event loop is cut off by the server only."""
+        address = replace(postgres_ledger.address, pgbouncer=True)
+        sessions = AuthorSessions(address)
+        query = text("SHOW idle_in_transaction_session_timeout")
+
+        async with sessions.begin() as session:
+            limit = (await session.execute(query)).scalar_one()
+
+        await sessions.close()
+        assert "11s" == limit
 
 
 POINTS = ["before", "written", "returned", "settled", "committed"]
