@@ -27,10 +27,12 @@ from app.store.session import (
     is_disconnect,
     sqlstate,
 )
-from app.telemetry import gathering, get_logger
+from app.telemetry import Throttle, gathering, get_logger
 
 log = get_logger("intake")
 
+# A database that is away refuses every batch; some lines tell it all.
+_refusals = Throttle(per_second=10)
 # Parsing more than this would hold up the loop, and with it everybody else.
 LARGE_BODY = 64 * 1024
 # While so many events wait for the next commit, other work in this process should wait, too.
@@ -310,11 +312,13 @@ class Intake:
 
 
 def _log_refusal(count: int, reason: str, error: Exception | None) -> None:
-    if count:
+    suppressed = _refusals.pass_or_count() if count else None
+    if suppressed is not None:
         log.warning(
             "events.refused",
             reason=reason,
             count=count,
+            suppressed=suppressed,
             error=type(error).__name__ if error else None,
             sqlstate=sqlstate(error) if error else None,
         )

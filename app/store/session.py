@@ -245,7 +245,14 @@ async def fetch(
 
 def is_disconnect(error: BaseException) -> bool:
     """True if the connection is gone, so that the same statement may succeed on another."""
-    gone = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+    # A server that dies in the middle of an answer leaves the driver in a state that it
+    # takes for a defect of its own.
+    gone = (
+        OSError,
+        asyncpg.PostgresConnectionError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+    )
     return isinstance(error, gone) or getattr(error, "connection_invalidated", False)
 
 
@@ -282,6 +289,7 @@ DatabaseError = (
     TimeoutError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
 )
 
 

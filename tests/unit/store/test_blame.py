@@ -65,7 +65,13 @@ def test_a_code_that_is_no_text_is_no_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ConnectionResetError(), asyncpg.ConnectionDoesNotExistError(), TimeoutError()]
+    "error",
+    [
+        ConnectionResetError(),
+        asyncpg.ConnectionDoesNotExistError(),
+        asyncpg.InternalClientError("in the middle of an answer"),
+        TimeoutError(),
+    ],
 )
 def test_a_lost_connection_is_known_as_such(error: BaseException) -> None:
     assert is_disconnect(error)
