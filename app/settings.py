@@ -87,18 +87,24 @@ def clean_secret(value: str) -> str:
     return value.strip("\ufeff \t\r\n")
 
 
-def _secret(value: Any) -> Any:
-    """Refuse what cannot be a secret; say why, never what it was."""
+def _confidential(value: Any, *, empty: str = "is empty") -> str:
+    """Refuse what cannot be kept from others in one line; say why, never what it was."""
     if not isinstance(value, str):
         message = "must be text"
         raise ValueError(message)  # noqa: TRY004  # pydantic turns only ValueError into a message
-    secret = clean_secret(value)
-    if not secret:
-        message = "is empty; without a key nobody's events could be told from Atlas'"
-        raise ValueError(message)
-    if not secret.isprintable():
+    text = clean_secret(value)
+    if not text:
+        raise ValueError(empty)
+    if not text.isprintable():
         message = "holds a control character, such as NUL, or a line end inside"
         raise ValueError(message)
+    return text
+
+
+def _secret(value: Any) -> str:
+    """Refuse what others could guess, too."""
+    no_key = "is empty; without a key nobody's events could be told from Atlas'"
+    secret = _confidential(value, empty=no_key)
     if _PLACEHOLDER.search(secret) or len(set(secret)) == 1:
         message = "is a placeholder; put the real one there"
         raise ValueError(message)
@@ -130,6 +136,8 @@ Networks = Annotated[
 ]
 Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta(0))]
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+# Whoever uses it knows what is right: an address may hold a password, and may be short.
+Confidential = Annotated[SecretStr, BeforeValidator(_confidential)]
 Scope = Literal["read", "operate", "raw"]
 
 
@@ -264,15 +272,15 @@ class Settings(BaseSettings):
 
     # What comes along: each of these is used by the built-in callback of its name.
     forward_url: str | None = None
-    forward_secrets: Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(_words)] = ()
+    forward_secrets: Annotated[tuple[Confidential, ...], NoDecode, BeforeValidator(_words)] = ()
     forward_events: Words = ("*",)
     forward_timeout: Duration = timedelta(seconds=15)
     forward_allow: Networks = ()
-    slack_url: Secret | None = None
+    slack_url: Confidential | None = None
     slack_events: Words = ("envelope.signed", "envelope.declined", "envelope.voided")
     archive_url: str = "var/archive"
     archive_max_bytes: int = Field(default=50 * 1024 * 1024, ge=1024, le=2 * 1024**3)
-    publish_url: Secret | None = None
+    publish_url: Confidential | None = None
     publish_to: str = "atlas"
     publish_source: str = "atlas-receiver"
     publish_events: Words = ("*",)

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from app.cli.terminal import actor, cell, notes, print_json, print_table, with_database
+from app.cli.terminal import (
+    actor,
+    cell,
+    notes,
+    print_json,
+    print_table,
+    read_reason,
+    uninterrupted,
+    with_database,
+)
 from app.dispatch import control
 from app.dispatch.control import CallbackStatus
 from app.settings import Settings
@@ -14,7 +23,8 @@ from app.store.deliveries import DEAD, PARKED, PENDING, RUNNING
 from app.store.session import Database
 
 app = typer.Typer(
-    no_args_is_help=True, help="See which callbacks there are; hold what is owed to one."
+    no_args_is_help=True,
+    help="See which callbacks there are; hold what is owed to one, or forget it.",
 )
 
 Name = Annotated[str, typer.Argument(help="The callback's name, as the list shows it.")]
@@ -49,6 +59,7 @@ def _plain(status: CallbackStatus) -> dict[str, object]:
         "last_seen_at": status.registered.last_seen_at,
         "is_served": status.registered.is_served,
         "paused_at": status.flow.paused_at,
+        "pause_reason": status.pause_reason,
         "open_until": status.flow.open_until,
         "counts": dict(status.counts),
     }
@@ -56,14 +67,14 @@ def _plain(status: CallbackStatus) -> dict[str, object]:
 
 def _show(found: Sequence[CallbackStatus]) -> None:
     print_table(
-        ["NAME", "WANTS", "SERVED", "FLOW", "OWED", "RUNNING", "DEAD", "PARKED"],
+        ["NAME", "WANTS", "SERVED", "OWED", "RUNNING", "DEAD", "PARKED", "FLOW"],
         [
             (
                 status.registered.subscription.name,
                 _wants(status),
                 status.registered.is_served,
-                _flow(status),
                 *(status.counts.get(state, 0) for state in (PENDING, RUNNING, DEAD, PARKED)),
+                _flow(status),
             )
             for status in found
         ],
@@ -78,7 +89,8 @@ def _wants(status: CallbackStatus) -> str:
 
 def _flow(status: CallbackStatus) -> str:
     if status.flow.paused_at is not None:
-        return f"paused since {cell(status.flow.paused_at)}"
+        why = f": {status.pause_reason}" if status.pause_reason else ""
+        return f"paused since {cell(status.flow.paused_at)}{why}"
     if status.flow.open_until is not None:
         return f"breaker open until {cell(status.flow.open_until)}"
     return "flows"
@@ -94,11 +106,10 @@ def pause(
 
     Example: [b]python -m app callbacks pause onboarding --reason "CRM is moving"[/b]
     """
-    if not reason.strip():
-        raise typer.BadParameter("say why: whoever finds this later will ask")
+    why = read_reason(reason)
 
     async def act(database: Database, _: Settings) -> bool:
-        return await control.pause(database, name, reason=reason.strip(), actor=actor())
+        return await control.pause(database, name, reason=why, actor=actor())
 
     is_changed = with_database(act)
     typer.echo(f"{name} is paused" if is_changed else f"{name} was paused already")
@@ -116,3 +127,23 @@ def resume(name: Name) -> None:
 
     is_changed = with_database(act)
     typer.echo(f"{name} is given its events" if is_changed else f"nothing held {name}")
+
+
+@app.command()
+def forget(
+    name: Name, *, reason: Annotated[str, typer.Option(help="Why; it is kept in the audit.")]
+) -> None:
+    """Take a callback that no process serves off the list: nothing is owed to it any more.
+
+    What waits for it is discarded, its dead letters stay. A callback that is registered
+    under this name later begins anew.
+
+    Example: [b]python -m app callbacks forget onboarding --reason "it is called crm now"[/b]
+    """
+    why = read_reason(reason)
+
+    async def act(database: Database, _: Settings) -> int:
+        return await control.forget(database, name, reason=why, actor=actor())
+
+    discarded = uninterrupted(lambda: with_database(act), "what is left waits")
+    typer.echo(f"{name} is forgotten, and {discarded} deliveries to it are discarded")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
@@ -20,6 +20,7 @@ from app.cli.terminal import (
     print_table,
     read_id,
     read_moment,
+    read_reason,
     uninterrupted,
     with_database,
 )
@@ -126,26 +127,44 @@ def show(
 
     found = with_database(read)
     if as_json:
-        attempts = [dict(each._mapping) for each in found.attempts]  # noqa: SLF001  # SQLAlchemy's public way
-        print_json({**asdict(found.delivery), "tries": attempts})
+        listed = {"tries": _plain(found.attempts), "acts": _plain(found.acts)}
+        print_json({**asdict(found.delivery), **listed})
         return
     print_fields({k: v for k, v in asdict(found.delivery).items() if k != "spent"})
     if found.attempts:
         typer.echo()
-        print_table(
-            ["TRY", "STARTED", "FINISHED", "VERDICT", "WORKER", "ERROR"],
-            [
-                (
-                    each.number,
-                    each.started_at,
-                    each.finished_at,
-                    each.verdict,
-                    each.worker,
-                    each.error,
-                )
-                for each in found.attempts
-            ],
-        )
+        _show_attempts(found.attempts)
+    if found.acts:
+        typer.echo()
+        _show_acts(found.acts)
+
+
+def _plain(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    return [dict(row._mapping) for row in rows]  # noqa: SLF001  # SQLAlchemy's public way
+
+
+def _show_attempts(attempts: Sequence[Any]) -> None:
+    print_table(
+        ["TRY", "STARTED", "FINISHED", "VERDICT", "WORKER", "ERROR"],
+        [
+            (
+                each.number,
+                each.started_at,
+                each.finished_at,
+                each.verdict,
+                each.worker,
+                each.error,
+            )
+            for each in attempts
+        ],
+    )
+
+
+def _show_acts(acts: Sequence[Any]) -> None:
+    print_table(
+        ["ACT", "AT", "BY", "WHY"],
+        [(each.action, each.at, each.actor, (each.details or {}).get("reason")) for each in acts],
+    )
 
 
 @app.command("failures")
@@ -279,11 +298,9 @@ def discard(
     python -m app deliveries discard --group 3f6c… --reason "test data"
     """
     chosen = _choose(delivery_id, group, callback)
-    if not reason.strip():
-        raise typer.BadParameter("say why: whoever finds this later will ask")
+    given = {"reason": read_reason(reason), "actor": actor()}
 
     async def act(database: Database, _: Settings) -> str:
-        given = {"reason": reason.strip(), "actor": actor()}
         if isinstance(chosen, UUID):
             await control.discard(database, chosen, **given)
             return f"{chosen} is discarded"

@@ -53,14 +53,17 @@ def list_(
     async def read(database: Database, _: Settings) -> Sequence[Any]:
         async with database.begin(limit=READ_LIMIT, is_reading=True) as connection:
             return await rows.page(
-                connection, envelope_id=envelope, event_type=type_, effect=effect, limit=limit
+                connection, envelope_id=envelope, event_type=type_, effect=effect, limit=limit + 1
             )
 
+    # One more than is shown, to know whether there is one.
     found = with_database(read)
     if as_json:
-        print_json([_plain(row) for row in found])
+        print_json([_plain(row) for row in found[:limit]])
     elif found:
-        _show_list(found)
+        _show_list(found[:limit])
+        if len(found) > limit:
+            notes.print("there are more: --limit, or a filter")
     elif envelope or type_ or effect:
         notes.print("no events match; leave out a filter to see others")
     else:

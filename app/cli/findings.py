@@ -15,8 +15,12 @@ from urllib.parse import urlsplit
 from app.cli.terminal import READ_LIMIT, cell
 from app.dispatch import control
 from app.dispatch.control import CallbackStatus
+from app.dispatch.obituary import DEAD
 from app.dispatch.registry import Callback
+from app.events.lifecycle import IMPLIED_STATUS, MILESTONES
 from app.events.signature import MAX_UNDIRECTED_KEYS, Key
+from app.intake.projection import CONFLICT, DISPUTED, QUARANTINED
+from app.intake.reproject import ACCEPTED
 from app.settings import ROOT, Settings
 from app.store import durability
 from app.store import keys as key_rows
@@ -28,6 +32,8 @@ ADVISED_BYTES: Final = 32
 SOON: Final = timedelta(days=14)
 GENERATED: Final = b"local_"
 PGBOUNCER_PORT: Final = 6432
+OWN_TYPES: Final = frozenset({DEAD, CONFLICT, DISPUTED, QUARANTINED, ACCEPTED})
+KNOWN_TYPES: Final = {*IMPLIED_STATUS, *MILESTONES, *OWN_TYPES}
 
 
 class Level(StrEnum):
@@ -128,8 +134,11 @@ def of_callbacks(callbacks: Sequence[Callback], settings: Settings) -> Iterator[
         yield _warn("CALLBACKS", "names none, so this process would run none")
     for callback in callbacks:
         what = f"callback {callback.name!r} wants {', '.join(callback.patterns)}"
+        unknown = [p for p in callback.patterns if not p.endswith("*") and p not in KNOWN_TYPES]
         if callback.account is not None and callback.account not in settings.keys:
             yield _warn(what, f"of the account {callback.account!r}, to which no key belongs")
+        elif unknown:
+            yield _warn(what, f"Atlas is not known to send {', '.join(unknown)}: is it misspelt?")
         else:
             yield _ok(what)
 
@@ -201,6 +210,10 @@ def _of_registered(status: CallbackStatus) -> Finding:
     what = f"deliveries to {registered.subscription.name!r}"
     if registered.paused_at is not None:
         return _warn(what, f"paused since {cell(registered.paused_at)}")
+    if status.flow.open_until is not None:
+        return _warn(
+            what, f"too many fail: its breaker is open until {cell(status.flow.open_until)}"
+        )
     if not registered.is_served:
         waiting = sum(status.counts.values())
         return _warn(

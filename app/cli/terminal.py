@@ -16,9 +16,10 @@ from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
 from app import telemetry
 from app.settings import Settings, read_settings
@@ -27,6 +28,8 @@ from app.store.session import Database, Limits
 from app.wiring import database_address
 
 READ_LIMIT = timedelta(seconds=10)
+# Between two columns; and the room that a long text has even where there is none.
+GAP, NARROWEST = "  ", 24
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 T = TypeVar("T")
@@ -87,6 +90,13 @@ def read_id(text: str, what: str) -> UUID:
         ) from None
 
 
+def read_reason(text: str) -> str:
+    """Read why somebody does something; nothing at all is a usage error."""
+    if not text.strip():
+        raise typer.BadParameter("say why: whoever finds this later will ask")
+    return text.strip()
+
+
 def printable(text: str) -> str:
     """Escape what would move the cursor or change the colours of a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
@@ -105,17 +115,35 @@ def cell(value: object) -> str:
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table for eyes on a terminal, or lines with tabs for other programs."""
-    written = [[cell(value) for value in row] for row in rows]
     if not sys.stdout.isatty():
-        for line in (titles, *written):
+        for line in (titles, *([cell(value) for value in row] for row in rows)):
             typer.echo("\t".join(line))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    for line in written:
-        table.add_row(*line)
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    written = [[cell(_in_one_line(value)) for value in row] for row in rows]
+    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    header, *lines = _aligned([list(titles), *written], console.width)
+    console.print(header, style="bold")
+    for line in lines:
+        console.print(line)
+
+
+def _aligned(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Write rows below each other. Only the last column gives way: the others are copied."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    before = sum(widths[:-1]) + len(GAP) * (len(widths) - 1)
+    last = min(widths[-1], max(width - before, NARROWEST))
+    lines = []
+    for row in rows:
+        *cells, text = map(Text, row)
+        for each, room in zip(cells, widths, strict=False):
+            each.truncate(room, pad=True)
+        text.truncate(last, overflow="ellipsis")
+        lines.append(GAP.join(each.plain for each in (*cells, text)).rstrip())
+    return lines
+
+
+def _in_one_line(value: object) -> object:
+    return " ".join(value.splitlines()) if isinstance(value, str) else value
 
 
 def print_fields(fields: Mapping[str, object]) -> None:

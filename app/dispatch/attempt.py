@@ -151,15 +151,14 @@ def _refuse_awaitable(result: Any) -> None:
 
 def judge(call: Call, error: BaseException) -> Verdict:
     """Turn what a callback raised into a verdict."""
-    fingerprint = _fingerprint(
-        call, type(error).__name__, blame.place_of(error, call.callback.function)
-    )
-    text = blame.describe(error)
+    function = call.callback.function
+    fingerprint = _fingerprint(call, type(error).__name__, blame.place_of(error, function))
     if isinstance(error, GiveUp):
-        return Dead(text, fingerprint)
+        return Dead(blame.describe(error), fingerprint)
     if isinstance(error, RetryLater):
-        return Failed(text, fingerprint, _duration(error.after), is_asked_for=True)
-    return Failed(text, fingerprint)
+        after = _duration(error.after)
+        return Failed(blame.describe(error), fingerprint, after, is_asked_for=True)
+    return Failed(blame.describe(error, at=blame.line_of(error, function)), fingerprint)
 
 
 def timed_out(call: Call, remark: str = "") -> Failed:

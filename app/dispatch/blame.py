@@ -5,9 +5,10 @@ it is asked for.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
-from types import TracebackType
+from pathlib import PurePath
+from types import FrameType, TracebackType
 from typing import Any
 
 from app.events.redaction import redact_text
@@ -15,6 +16,8 @@ from app.events.redaction import redact_text
 LONGEST = 2000
 # Read no more of a text than could be shown: the patterns below walk over all of it.
 _READ = 4 * LONGEST
+# The callbacks that come along live here.
+BUILT_IN = "app.callbacks."
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 _ADDRESS = re.compile(r"[^\s@<>\"'/:\[\]]{1,64}@[\w.-]{1,255}")
@@ -24,14 +27,15 @@ _CREDENTIAL = re.compile(
 )
 
 
-def describe(error: BaseException) -> str:
-    """Name an error: its type and its text, without secrets, at most 2,000 characters."""
+def describe(error: BaseException, at: str | None = None) -> str:
+    """Name an error: its type, its text and its place; no secrets, at most 2,000 characters."""
     name = type(error).__name__
     try:
         text = str(error)
     except BaseException as fault:  # noqa: BLE001  # a stranger's __str__ may raise anything
         text = f"(its text cannot be read: {type(fault).__name__})"
-    return clean(f"{name}: {text}" if text else name)
+    place = f" ({clean(at)})" if at else ""
+    return clean(f"{name}: {text}" if text else name)[: LONGEST - len(place)] + place
 
 
 def summarise(error: BaseException) -> str:
@@ -54,15 +58,44 @@ def fingerprint(kind: str, place: str, *, callback: str, event_type: str) -> str
 
 def place_of(error: BaseException, function: Callable[..., Any]) -> str:
     """Give module and function of the innermost frame that is the author's own code."""
-    own = _package(getattr(function, "__module__", None))
     place = home_of(function)
+    for frame, _ in _own_frames(error, function):
+        place = f"{_module(frame)}:{frame.f_code.co_name}"
+    return place
+
+
+def line_of(error: BaseException, function: Callable[..., Any]) -> str | None:
+    """Give file, line and function of that frame, for the author to look at.
+
+    None if there is none, and if the error comes from a callback that comes along: its text
+    is made for people.
+    """
+    if any(_module(frame).startswith(BUILT_IN) for frame, _ in _frames(error)):
+        return None
+    place = None
+    for frame, line in _own_frames(error, function):
+        code = frame.f_code
+        place = f"{PurePath(code.co_filename).name}:{line} in {code.co_name}"
+    return place
+
+
+def _own_frames(
+    error: BaseException, function: Callable[..., Any]
+) -> Iterator[tuple[FrameType, int]]:
+    own = _package(getattr(function, "__module__", None))
+    return ((f, line) for f, line in _frames(error) if _package(_module(f)) == own)
+
+
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """Give the frames that an error came through, with the line of each; the innermost last."""
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
-        module = trace.tb_frame.f_globals.get("__name__")
-        if _package(module) == own:
-            place = f"{module}:{trace.tb_frame.f_code.co_name}"
+        yield trace.tb_frame, trace.tb_lineno
         trace = trace.tb_next
-    return place
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))
 
 
 def home_of(function: Callable[..., Any]) -> str:

@@ -1,6 +1,7 @@
-"""What an operator may do: look, retry, discard, pause, resume; every act is written down."""
+"""What an operator may do: look, retry, discard, pause, forget; every act is written down."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import Any
@@ -8,15 +9,19 @@ from uuid import UUID
 
 from app.dispatch.options import DispatchOptions
 from app.errors import NotAllowed, NotFound
+from app.store import acts, deliveries, forgetting, pauses
 from app.store import callbacks as subscriptions
-from app.store import deliveries, pauses
 from app.store.callbacks import Registered, Subscription
 from app.store.deliveries import DEAD, DISCARDED, DONE, PARKED, PENDING, RUNNING, Delivery
 from app.store.pauses import Flow
-from app.store.session import Database
+from app.store.session import Connection, Database
 
 LIMIT = timedelta(seconds=5)
 LARGEST_PAGE = 1000
+DISCARDED_AT_ONCE = 500
+# Intake remembers for a second who is owed an event, and takes a moment to commit.
+MEMORY = timedelta(seconds=3)
+RETRIED = "delivery.retried"
 STATES = (PENDING, RUNNING, DONE, DEAD, DISCARDED, PARKED)
 
 
@@ -35,14 +40,17 @@ class CallbackStatus:
     registered: Registered
     counts: Mapping[str, int]
     flow: Flow
+    # Why somebody paused it.
+    pause_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One delivery and every attempt at it."""
+    """One delivery, every attempt at it, and what operators did to it."""
 
     delivery: Delivery
     attempts: Sequence[Any]
+    acts: Sequence[Any]
 
 
 async def list_deliveries(  # noqa: PLR0913  # each filter is a word that operators write by name
@@ -68,6 +76,8 @@ async def list_deliveries(  # noqa: PLR0913  # each filter is a word that operat
     before = None if cursor is None else as_id(cursor, "a cursor")
     async with database.begin(limit=LIMIT, is_reading=True) as connection:
         items = await deliveries.page(connection, filters=filters, limit=size + 1, before=before)
+        if callback is not None and not items:
+            require_callback(await subscriptions.read(connection), callback)
     is_last = len(items) <= size
     return Page(tuple(items[:size]), None if is_last else str(items[size - 1].id))
 
@@ -79,12 +89,13 @@ async def find(database: Database, delivery_id: UUID | str) -> Found:
         found = await deliveries.page(connection, filters={"id": wanted}, limit=1)
         if not found:
             raise NotFound(f"there is no delivery {wanted}")
-        return Found(found[0], await deliveries.attempts_of(connection, [wanted]))
+        attempts = await deliveries.attempts_of(connection, [wanted])
+        return Found(found[0], attempts, await acts.of(connection, f"delivery:{wanted}"))
 
 
 async def retry(database: Database, delivery_id: UUID | str, *, actor: str) -> Delivery:
     """Make a delivery due now and give it a fresh round of attempts; gives it as it was."""
-    return await _act(database, delivery_id, "delivery.retried", actor=actor)
+    return await _act(database, delivery_id, RETRIED, actor=actor)
 
 
 async def discard(
@@ -98,11 +109,12 @@ async def list_callbacks(
     database: Database, *, unserved_after: timedelta | None = None
 ) -> list[CallbackStatus]:
     """Give every callback that was ever registered, with what is owed to it."""
-    after = unserved_after or DispatchOptions().park_after
+    after = unserved_after or DispatchOptions().served_within
     async with database.begin(limit=LIMIT, is_reading=True) as connection:
         registered = await subscriptions.read_all(connection, unserved_after=after)
         counts = await deliveries.count_unsettled(connection)
         flows = await pauses.read(connection)
+        reasons = await _pause_reasons(connection, flows.values())
     return [
         CallbackStatus(
             each,
@@ -112,9 +124,18 @@ async def list_callbacks(
                 if name == each.subscription.name
             },
             flows[each.subscription.name],
+            reasons.get(each.subscription.name),
         )
         for each in registered
     ]
+
+
+async def _pause_reasons(connection: Connection, flows: Iterable[Flow]) -> dict[str, str | None]:
+    paused = {f"callback:{flow.name}": flow.name for flow in flows if flow.paused_at is not None}
+    if not paused:
+        return {}
+    found = await acts.latest(connection, paused, "callback.paused")
+    return {paused[subject]: (row.details or {}).get("reason") for subject, row in found.items()}
 
 
 async def pause(database: Database, name: str, *, reason: str, actor: str) -> bool:
@@ -140,15 +161,64 @@ async def resume(database: Database, name: str, *, actor: str) -> bool:
         flow = (await pauses.read(connection))[name]
         is_changed = await pauses.resume(connection, name)
         if is_changed:
-            held = describe_hold(flow) or "its breaker had counted failures"
             await deliveries.audit(
                 connection,
                 actor=actor,
                 action="callback.resumed",
                 subject=f"callback:{name}",
-                details={"was": held},
+                details={"was": describe_hold(flow)},
             )
     return is_changed
+
+
+async def forget(database: Database, name: str, *, reason: str, actor: str) -> int:
+    """Take a callback that is gone for good out of the register; say how much was owed to it.
+
+    What is owed to it or parked for it is discarded, its dead letters stay. Cut off in the
+    middle, it can be said again; who registers under this name later, begins anew.
+    """
+    async with database.begin(limit=LIMIT) as connection:
+        await forgetting.lock(connection, name)
+        flow = (await pauses.read(connection)).get(name)
+        if flow is not None and is_served(flow):
+            raise NotAllowed(_still_served(flow))
+        if flow is None and not await forgetting.is_owed(connection, name):
+            require_callback(await subscriptions.read(connection), name)
+        await forgetting.forget(connection, name)
+        await deliveries.audit(
+            connection,
+            actor=actor,
+            action="callback.forgotten",
+            subject=f"callback:{name}",
+            details={"reason": reason},
+        )
+    discarded = await _give_up(database, name)
+    # Twice: intake may have owed it something more meanwhile.
+    await asyncio.sleep(MEMORY.total_seconds())
+    return discarded + await _give_up(database, name)
+
+
+async def _give_up(database: Database, name: str) -> int:
+    total = 0
+    while True:
+        async with database.begin(limit=LIMIT) as connection:
+            discarded = await forgetting.give_up(connection, name, limit=DISCARDED_AT_ONCE)
+        if not discarded:
+            return total
+        total += discarded
+
+
+def is_served(flow: Flow) -> bool:
+    """Whether some process has said lately that it serves the callback."""
+    return flow.seen_ago <= DispatchOptions().served_within
+
+
+def _still_served(flow: Flow) -> str:
+    within = DispatchOptions().served_within.total_seconds()
+    return (
+        f"a process served {flow.name!r} {flow.seen_ago.total_seconds():.0f} s ago: take it out of "
+        f"CALLBACKS everywhere, restart, and wait for {within:.0f} s"
+    )
 
 
 def require_callback(registered: Sequence[Subscription], name: str) -> Subscription:
@@ -157,7 +227,10 @@ def require_callback(registered: Sequence[Subscription], name: str) -> Subscript
         if each.name == name:
             return each
     known = ", ".join(each.name for each in registered) or "none: no process has loaded any"
-    raise NotFound(f"there is no callback {name!r}; registered: {known}")
+    raise NotFound(
+        f"there is no callback {name!r}; registered: {known} (a new one is registered once a "
+        "process that has it was started)"
+    )
 
 
 def describe_hold(flow: Flow) -> str | None:
@@ -186,6 +259,9 @@ async def _act(
             raise NotFound(f"there is no delivery {wanted}")
         if (text := refusal(delivery)) is not None:
             raise NotAllowed(f"delivery {wanted} {text}")
+        if action == RETRIED:
+            # Of one that was forgotten nobody would ever try it, nor set it aside.
+            require_callback(await subscriptions.read(connection), delivery.callback)
         await change(connection, wanted)
         details = {"from_state": delivery.state, "attempts": delivery.attempts, "reason": reason}
         await deliveries.audit(
@@ -197,12 +273,17 @@ async def _act(
 def _refuse_retry(delivery: Delivery) -> str | None:
     """Say why a delivery cannot be retried, if it cannot."""
     return {
-        DONE: "is done; to deliver its event once more, redispatch the event: that makes a new "
+        DONE: f"is done; {_redispatch(delivery)} delivers its event once more: that makes a new "
         "generation, with an idempotency key of its own",
+        DISCARDED: f"is discarded; {_redispatch(delivery)} delivers its event all the same",
         RUNNING: "is being tried right now; wait for the end of the attempt",
         PARKED: f"is parked, because no process serves {delivery.callback!r} any more; it is owed "
         "again as soon as one does",
     }.get(delivery.state)
+
+
+def _redispatch(delivery: Delivery) -> str:
+    return f"`events redispatch {delivery.event_id} --callback {delivery.callback}`"
 
 
 def _refuse_discard(delivery: Delivery) -> str | None:
@@ -214,7 +295,7 @@ def _refuse_discard(delivery: Delivery) -> str | None:
 
 
 _ACTS = {
-    "delivery.retried": (_refuse_retry, deliveries.retry),
+    RETRIED: (_refuse_retry, deliveries.retry),
     "delivery.discarded": (_refuse_discard, deliveries.discard),
 }
 

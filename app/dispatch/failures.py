@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from app.dispatch.control import LIMIT, describe_hold
-from app.dispatch.options import DispatchOptions
+from app.dispatch.control import LIMIT, describe_hold, is_served, require_callback
 from app.errors import NotAllowed, NotFound
-from app.store import deliveries, failures, pauses
+from app.store import callbacks, deliveries, failures, pauses
 from app.store.deliveries import DEAD, DONE, PENDING, RUNNING
 from app.store.failures import Cause, Extent, Group, Letter
 from app.store.pauses import Flow
@@ -53,7 +52,10 @@ async def list_groups(
 ) -> list[Group]:
     """Give the causes of which there are dead letters, the latest first."""
     async with database.begin(limit=COUNTING, is_reading=True) as connection:
-        return await failures.groups(connection, callback=callback, limit=limit)
+        found = await failures.groups(connection, callback=callback, limit=limit)
+        if callback is not None and not found:
+            require_callback(await callbacks.read(connection), callback)
+    return found
 
 
 async def discard_group(database: Database, cause: Cause, *, reason: str, actor: str) -> int:
@@ -195,7 +197,7 @@ class _Retry:
     async def is_over(self) -> bool:
         """Look what came of it, and go on a little unless something speaks against it."""
         flow = await self._look()
-        self._stopped = _obstacle(flow) or self._returning() or self._untried()
+        self._stopped = _obstacle(self._extent, flow) or self._returning() or self._untried()
         if self._stopped is None:
             await self._take()
         return self._stopped is not None or not (self._waiting or self._left)
@@ -266,12 +268,10 @@ def _clock() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _obstacle(flow: Flow | None) -> str | None:
+def _obstacle(extent: Extent, flow: Flow | None) -> str | None:
     """Say what keeps everything from this callback, if anything does."""
-    if flow is None:
-        return None
-    if flow.seen_ago > DispatchOptions().park_after:
-        return f"no process serves {flow.name!r} any more"
+    if flow is None or not is_served(flow):
+        return f"no process serves {extent.callback!r} any more"
     return describe_hold(flow)
 
 

@@ -27,6 +27,8 @@ class DispatchOptions:
     sweep_every: timedelta = timedelta(seconds=5)
     # How often to look at the breakers of callbacks; after a failure, sooner.
     guard_every: timedelta = timedelta(seconds=1)
+    # Who was seen within this is served; it says so every few seconds.
+    served_within: timedelta = timedelta(seconds=30)
     park_after: timedelta = timedelta(minutes=10)
     # Every transaction is cut off after this.
     database_limit: timedelta = timedelta(seconds=5)

@@ -110,14 +110,16 @@ class Callbacks:
                     name=_checked_name(name, function),
                     function=function,
                     patterns=_checked_patterns(patterns, function),
-                    timeout=_duration("timeout", timeout, LONGEST_TIMEOUT),
-                    max_attempts=_count("max_attempts", max_attempts),
-                    backoff=_backoff(backoff),
-                    concurrency=None if concurrency is None else _count("concurrency", concurrency),
+                    timeout=_duration("timeout", timeout, LONGEST_TIMEOUT, function),
+                    max_attempts=_count("max_attempts", max_attempts, function),
+                    backoff=_backoff(backoff, function),
+                    concurrency=None
+                    if concurrency is None
+                    else _count("concurrency", concurrency, function),
                     is_ordered=bool(ordered),
                     account=account,
-                    breaker=_checked_breaker(breaker),
-                    where=_checked_where(where),
+                    breaker=_checked_breaker(breaker, function),
+                    where=_checked_where(where, function),
                     is_async=_checked_kind(function),
                     takes_session=_takes_session(function),
                     place=_place(function),
@@ -181,35 +183,43 @@ def _checked_patterns(patterns: Sequence[Any], function: Function) -> tuple[str,
     return tuple(dict.fromkeys(patterns))
 
 
-def _duration(option: str, value: timedelta | float, longest: timedelta) -> timedelta:
+def _named(function: Function) -> str:
+    return f"{_label(function)} ({_place(function)})"
+
+
+def _duration(
+    option: str, value: timedelta | float, longest: timedelta, function: Function
+) -> timedelta:
     try:
         duration = value if isinstance(value, timedelta) else timedelta(seconds=value)
     except (TypeError, ValueError, OverflowError):
         duration = timedelta(0)
     if not timedelta(0) < duration <= longest:
         raise ConfigError(
-            f"{option}={value!r} of a callback must be seconds or a timedelta, "
+            f"{option}={value!r} of {_named(function)} must be seconds or a timedelta, "
             f"above 0 and at most {longest}"
         )
     return duration
 
 
-def _count(option: str, value: object) -> int:
+def _count(option: str, value: object, function: Function) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_COUNT:
-        raise ConfigError(f"{option}={value!r} of a callback must be a whole number from 1 on")
+        raise ConfigError(
+            f"{option}={value!r} of {_named(function)} must be a whole number from 1 on"
+        )
     return value
 
 
-def _backoff(value: Backoff | timedelta | float | None) -> Backoff:
+def _backoff(value: Backoff | timedelta | float | None, function: Function) -> Backoff:
     if value is None:
         return Backoff()
     if isinstance(value, Backoff):
         return value
-    base = _duration("backoff", value, LONGEST_CAP)
+    base = _duration("backoff", value, LONGEST_CAP, function)
     return Backoff(base=base, cap=max(base, Backoff().cap))
 
 
-def _checked_breaker(value: Any) -> Breaker | None:
+def _checked_breaker(value: Any, function: Function) -> Breaker | None:
     if value is None:
         return None
     problem = (
@@ -224,16 +234,18 @@ def _checked_breaker(value: Any) -> Breaker | None:
         else None
     )
     if problem is not None:
-        raise ConfigError(f"breaker={value!r} of a callback must {problem}")
+        raise ConfigError(f"breaker={value!r} of {_named(function)} must {problem}")
     checked: Breaker = value
     return checked
 
 
-def _checked_where(where: Any) -> Callable[[Event], Any] | None:
+def _checked_where(where: Any, function: Function) -> Callable[[Event], Any] | None:
     if where is None:
         return None
     if not callable(where) or _is_async(where):
-        raise ConfigError("where= of a callback must be a plain function of the event, not async")
+        raise ConfigError(
+            f"where= of {_named(function)} must be a plain function of the event, not async"
+        )
     chosen: Callable[[Event], Any] = where
     return chosen
 

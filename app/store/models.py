@@ -279,7 +279,7 @@ class AuditRow(Base):
     """What an operator did: who, when, to what."""
 
     __tablename__ = "audit"
-    __table_args__ = (Index("audit_at_idx", "at"),)
+    __table_args__ = (Index("audit_at_idx", "at"), Index("audit_subject_idx", "subject"))
 
     id: Mapped[UUID] = mapped_column(Uuid(), primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime())

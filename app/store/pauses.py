@@ -54,12 +54,12 @@ async def resume(connection: AsyncConnection, name: str) -> bool:
     A breaker is not closed but half open: a few calls show whether it may be trusted again,
     before everything that has gathered is let loose on it.
     """
-    held = [_callbacks.c[n] for n in ("paused_at", "open_until")]
+    moment = now(connection)
     change = _callbacks.update().values(
         paused_at=None,
         probe_until=None,
-        open_until=case((_callbacks.c.open_until.is_not(None), now(connection))),
+        open_until=case((_callbacks.c.open_until.is_not(None), moment)),
     )
-    is_held = or_(*(column.is_not(None) for column in held))
+    is_held = or_(_callbacks.c.paused_at.is_not(None), _callbacks.c.open_until > moment)
     chosen = change.where(_callbacks.c.name == name, is_held)
     return bool((await connection.execute(chosen)).rowcount)

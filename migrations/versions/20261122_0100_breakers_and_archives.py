@@ -1,7 +1,8 @@
-"""Add the breaker of each callback, and where a signed PDF is kept.
+"""Add the breaker of each callback, where a signed PDF is kept, and two indexes.
 
-Locks: `callbacks` and `envelopes`, each for the moment that nullable columns take; the
-index is built on dead letters only.
+Locks: `callbacks` and `envelopes`, each for the moment that nullable columns take. While an
+index is built its table takes no writes: that on `deliveries` has dead letters only, and
+`audit` has a row for each act of an operator.
 Deploy: before the release. Replicas of the release before go on.
 
 Revision: 20261122_0100, after 20261121_2200.
@@ -38,10 +39,12 @@ def upgrade() -> None:
         postgresql_where=DEAD,
         sqlite_where=DEAD,
     )
+    op.create_index("audit_subject_idx", "audit", ["subject"])
 
 
 def downgrade() -> None:
     """Take away what `upgrade` added; the archived files stay."""
+    op.drop_index("audit_subject_idx", "audit")
     op.drop_index("deliveries_dead_idx", "deliveries")
     for column in ("archive_bytes", "archive_sha256", "archive_name", "archived_at"):
         op.drop_column("envelopes", column)

@@ -6,11 +6,14 @@ and the start of an interpreter costs more than all that they do.
 
 import json
 import os
+import re
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,19 @@ def _exit_code() -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     return 0
+
+
+EARLIER, NOW, LATER = (f"strftime('%Y-%m-%d %H:%M:%f000', 'now', '{n} hours')" for n in (-1, 0, 1))
+
+
+def register(path: Path, **times: str) -> None:
+    """Write down, as a process of another time would have, that it serves `filing`."""
+    values = {"first_seen_at": EARLIER, "swept_at": EARLIER, **times}
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            f"INSERT INTO callbacks (name, patterns, {', '.join(values)}) "  # noqa: S608
+            f"VALUES ('filing', '[\"*\"]', {', '.join(values.values())})"
+        )
 
 
 @pytest.fixture(name="callbacks", scope="module")
@@ -312,6 +328,16 @@ class TestEvents:
         assert 2 == said.code
         assert "no id of an event" in said.err
 
+    def test_that_are_not_all_listed_say_so(self, operator: Operator) -> None:
+        operator.trigger("envelope.sent", "--times", "3")
+
+        some, one = (operator.say("events", "list", "--limit", n) for n in ("1000", "1"))
+
+        assert 1 == len(one.out.splitlines()) - 1
+        assert "there are more" in one.err
+        assert "there are more" not in some.err
+        assert 1 == len(operator.listed("events", "--limit", "1"))
+
 
 class TestDeliveries:
     def test_that_are_dead_are_retried_and_discarded(
@@ -327,6 +353,11 @@ class TestDeliveries:
         discarded = operator.say("deliveries", "discard", dead["id"], "--reason", "filed by hand")
         assert 0 == discarded.code, discarded.err
         assert dead["id"] == operator.delivery_of(envelope, "discarded")["id"]
+        shown = operator.say("deliveries", "show", dead["id"]).out.splitlines()
+        acts = [line.split("\t") for line in shown[-2:]]
+        assert [("delivery.retried", ""), ("delivery.discarded", "filed by hand")] == [
+            (act[0], act[-1]) for act in acts
+        ]
 
     def test_that_are_done_are_not_tried_again(self, operator: Operator, envelope: str) -> None:
         operator.trigger("envelope.sent", "--envelope", envelope)
@@ -367,6 +398,13 @@ class TestDeliveries:
     def test_are_discarded_for_a_reason(self, idle: Operator) -> None:
         assert 2 == idle.say("deliveries", "discard", NOBODY).code
         assert "say why" in idle.say("deliveries", "discard", NOBODY, "--reason", " ").err
+
+    def test_of_a_callback_that_is_misspelt_are_not_merely_none(self, operator: Operator) -> None:
+        for verb in ("list", "failures"):
+            said = operator.say("deliveries", verb, "--callback", "fling")
+
+            assert 2 == said.code
+            assert "registered: filing, mending, onboarding" in said.err
 
     def test_are_none_at_first(self, idle: Operator) -> None:
         assert "CALLBACKS" in idle.say("deliveries", "list").err
@@ -564,6 +602,7 @@ class TestReplay:
 
         assert 2 == said.code
         assert "registered: filing, mending, onboarding" in said.err
+        assert "once a process that has it was started" in said.err
 
     def test_begins_at_a_time(self, idle: Operator) -> None:
         said = idle.say("deliveries", "backfill", "filing", "--since", "long ago")
@@ -577,8 +616,9 @@ class TestCallbacks:
         lines = [line.split("\t") for line in operator.say("callbacks", "list").out.splitlines()]
         listed = json.loads(operator.say("callbacks", "list", "--json").out)
 
-        assert ["NAME", "WANTS", "SERVED", "FLOW"] == lines[0][:4]
-        assert ["filing", "contract.extracted", "yes", "flows"] == lines[1][:4]
+        assert ["NAME", "WANTS", "SERVED"] == lines[0][:3]
+        assert ["filing", "contract.extracted", "yes"] == lines[1][:3]
+        assert ["FLOW", "flows"] == [line[-1] for line in lines[:2]]
         assert ["filing", "mending", "onboarding"] == [each["name"] for each in listed]
         assert [True] * 3 == [each["is_served"] for each in listed]
 
@@ -588,7 +628,7 @@ class TestCallbacks:
         operator.trigger("envelope.sent", "--envelope", envelope)
 
         assert ["onboarding is paused\n", "onboarding was paused already\n"] == paused
-        assert "paused since" in operator.say("callbacks", "list").out
+        assert re.search(r"paused since \S+: CRM is moving", operator.say("callbacks", "list").out)
         assert operator.delivery_of(envelope, "pending")
 
         resumed = [operator.say("callbacks", "resume", "onboarding").out for _ in range(2)]
@@ -596,8 +636,25 @@ class TestCallbacks:
         assert ["onboarding is given its events\n", "nothing held onboarding\n"] == resumed
         assert operator.delivery_of(envelope, "done")
 
-    def test_are_paused_for_a_reason(self, idle: Operator) -> None:
-        assert "say why" in idle.say("callbacks", "pause", "filing", "--reason", " ").err
+    def test_are_paused_and_forgotten_for_a_reason(self, idle: Operator) -> None:
+        for verb in ("pause", "forget"):
+            assert "say why" in idle.say("callbacks", verb, "filing", "--reason", " ").err
+
+    def test_that_are_served_are_not_forgotten(self, operator: Operator) -> None:
+        said = operator.say("callbacks", "forget", "filing", "--reason", "a test")
+
+        assert 1 == said.code
+        assert "take it out of CALLBACKS everywhere" in said.err
+
+    def test_that_nobody_serves_are_forgotten(self, operator: Operator, tmp_path: Path) -> None:
+        past = {"DATABASE_URL": f"sqlite:///{tmp_path}/past.db"}
+        operator.say("migrate", **past)
+        register(tmp_path / "past.db", last_seen_at=EARLIER)
+
+        said = operator.say("callbacks", "forget", "filing", "--reason", "a test", **past)
+
+        assert "filing is forgotten, and 0 deliveries to it are discarded\n" == said.out
+        assert "no callbacks" in operator.say("callbacks", "list", **past).err
 
     def test_are_none_at_first(self, idle: Operator) -> None:
         assert "name a module in CALLBACKS" in idle.say("callbacks", "list").err
@@ -658,8 +715,19 @@ class TestCheck:
         # The server of the tests may lose what it committed: that is what makes it quick.
         assert all(line.startswith(("fail fsync", "fail full_page_writes")) for line in failed)
         assert bool(failed) == said.code
-        assert "callback 'filing' wants contract.extracted" in said.out
+        assert "ok   callback 'filing' wants contract.extracted" in said.out
+        unknown = "warn callback 'mending' wants survey.mended: Atlas is not known to send survey"
+        assert unknown in said.out
         assert said.is_readable
+
+    def test_notices_an_open_breaker(self, operator: Operator, tmp_path: Path) -> None:
+        past = {"DATABASE_URL": f"sqlite:///{tmp_path}/past.db"}
+        operator.say("migrate", **past)
+        register(tmp_path / "past.db", last_seen_at=NOW, open_until=LATER)
+
+        said = operator.say("check", **past)
+
+        assert "warn deliveries to 'filing': too many fail: its breaker is open until" in said.out
 
     @pytest.mark.parametrize(
         "settings, text",

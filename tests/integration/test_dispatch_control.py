@@ -1,6 +1,7 @@
 """What an operator may do about a delivery, and what is written down of it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import NoReturn
@@ -10,6 +11,7 @@ import pytest
 from app.callbacks import Callbacks, Event
 from app.dispatch import control
 from app.errors import NotAllowed, NotFound
+from app.store import forgetting
 from app.store.claims import Claim
 from tests.integration.ledger import Ledger, until
 
@@ -72,6 +74,22 @@ class TestList:
         with pytest.raises(NotFound, match="is not the id of a cursor"):
             await control.list_deliveries(ledger.database, cursor="2")
 
+    async def test_of_a_callback_that_is_misspelt_names_those_there_are(
+        self, ledger: Ledger
+    ) -> None:
+        with pytest.raises(NotFound, match="there is no callback 'fiel'; registered: file"):
+            await control.list_deliveries(ledger.database, callback="fiel")
+
+    async def test_of_a_callback_with_nothing_or_without_a_register_is_given(
+        self, ledger: Ledger
+    ) -> None:
+        assert () == (await control.list_deliveries(ledger.database, callback="file")).items
+
+        await in_state(ledger, "dead")
+        await ledger.change("DELETE FROM callbacks")
+
+        assert 1 == len((await control.list_deliveries(ledger.database, callback="file")).items)
+
 
 class TestFind:
     async def test_gives_a_delivery_with_its_history(self, ledger: Ledger) -> None:
@@ -88,13 +106,27 @@ class TestFind:
         )
         assert ["lost"] == [each.verdict for each in found.attempts]
 
+    async def test_gives_what_operators_did_to_it_and_why(self, ledger: Ledger) -> None:
+        delivery_id = await in_state(ledger, "dead")
+        other = await in_state(ledger, "parked")
+        await control.retry(ledger.database, delivery_id, actor=ACTOR)
+        await control.discard(ledger.database, other, reason="another", actor=ACTOR)
+        await control.discard(ledger.database, delivery_id, reason="a test", actor="bob")
+
+        found = await control.find(ledger.database, delivery_id)
+
+        assert [
+            ("delivery.retried", ACTOR, None),
+            ("delivery.discarded", "bob", "a test"),
+        ] == [(act.action, act.actor, act.details["reason"]) for act in found.acts]
+
     async def test_what_is_not_there_is_not_found(self, ledger: Ledger) -> None:
         with pytest.raises(NotFound, match="there is no delivery 01890a5d"):
             await control.find(ledger.database, "01890a5d-ac96-774b-bcce-b302099a8057")
 
 
 class TestRetry:
-    @pytest.mark.parametrize("state", ["dead", "discarded", "pending"])
+    @pytest.mark.parametrize("state", ["dead", "pending"])
     async def test_makes_it_due_now_with_a_fresh_round(self, ledger: Ledger, state: str) -> None:
         delivery_id = await in_state(ledger, state)
 
@@ -106,7 +138,12 @@ class TestRetry:
 
     @pytest.mark.parametrize(
         "state, words",
-        [("done", "new generation"), ("running", "right now"), ("parked", "no process serves")],
+        [
+            ("done", "new generation"),
+            ("discarded", r"`events redispatch .{36} --callback file` delivers its event"),
+            ("running", "right now"),
+            ("parked", "no process serves"),
+        ],
     )
     async def test_what_it_cannot_do_is_explained(
         self, ledger: Ledger, state: str, words: str
@@ -122,6 +159,15 @@ class TestRetry:
     async def test_what_is_not_there_is_not_found(self, ledger: Ledger, wrong: str) -> None:
         with pytest.raises(NotFound, match=wrong):
             await control.retry(ledger.database, wrong, actor=ACTOR)
+
+    async def test_of_a_callback_that_was_forgotten_is_refused(self, ledger: Ledger) -> None:
+        delivery_id = await in_state(ledger, "dead")
+        await ledger.change("DELETE FROM callbacks")
+
+        with pytest.raises(NotFound, match="there is no callback 'file'"):
+            await control.retry(ledger.database, delivery_id, actor=ACTOR)
+
+        assert ["dead"] == await ledger.states()
 
     async def test_two_operators_at_once_make_it_run_once(self, ledger: Ledger) -> None:
         delivery_id = await in_state(ledger, "dead")
@@ -195,7 +241,7 @@ class TestDiscard:
 class TestListCallbacks:
     async def test_says_who_is_served_and_what_is_owed(self, ledger: Ledger) -> None:
         await ledger.register("gone")
-        await ledger.shift("callbacks", "last_seen_at", -timedelta(minutes=11), name="gone")
+        await ledger.shift("callbacks", "last_seen_at", -timedelta(seconds=31), name="gone")
         await ledger.change("UPDATE callbacks SET paused_at = last_seen_at WHERE name = 'gone'")
         for state in ("done", "dead", "parked", "pending", "discarded"):
             await in_state(ledger, state)
@@ -211,6 +257,101 @@ class TestListCallbacks:
             served.registered.paused_at,
         )
         assert {} == gone.counts
+        assert gone.pause_reason is None
         assert gone.registered.paused_at is not None
         assert (None, None) == (served.flow.paused_at, served.flow.open_until)
         assert gone.registered.paused_at == gone.flow.paused_at
+
+    async def test_says_why_one_is_paused(self, ledger: Ledger) -> None:
+        for reason in ("first", "last"):
+            await control.pause(ledger.database, "file", reason=reason, actor=ACTOR)
+            (paused,) = await control.list_callbacks(ledger.database)
+            assert reason == paused.pause_reason
+            await control.resume(ledger.database, "file", actor=ACTOR)
+
+        (resumed,) = await control.list_callbacks(ledger.database)
+        assert resumed.pause_reason is None
+
+
+class TestForget:
+    @pytest.fixture(name="gone")
+    async def _gone(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+        """A ledger with a callback that nobody serves any more."""
+        monkeypatch.setattr(control, "MEMORY", timedelta(milliseconds=1))
+        monkeypatch.setattr(control, "DISCARDED_AT_ONCE", 2)
+        await ledger.shift("callbacks", "last_seen_at", -timedelta(minutes=1), name="file")
+        return ledger
+
+    async def forget(self, ledger: Ledger, name: str = "file") -> int:
+        return await control.forget(ledger.database, name, reason="it is over", actor=ACTOR)
+
+    async def test_gives_up_what_waits_and_keeps_the_rest(self, gone: Ledger) -> None:
+        await gone.register("mail")
+        await gone.owe_one("mail", envelope="env_mail")
+        for state in ("pending", "running", "parked", "done", "dead"):
+            await in_state(gone, state)
+        for number in range(5):
+            await gone.owe_one(envelope=f"env_{number}")
+
+        discarded = await self.forget(gone)
+
+        assert 8 == discarded
+        states = Counter((row.callback, row.state) for row in await gone.deliveries())
+        assert {
+            ("mail", "pending"): 1,
+            ("file", "discarded"): 8,
+            ("file", "done"): 1,
+            ("file", "dead"): 1,
+        } == states
+        listed = await control.list_callbacks(gone.database)
+        assert ["mail"] == [each.registered.subscription.name for each in listed]
+
+    async def test_is_written_down(self, gone: Ledger) -> None:
+        await self.forget(gone)
+
+        (row,) = await gone.audit()
+        assert (ACTOR, "callback.forgotten", "callback:file") == (
+            row.actor,
+            row.action,
+            row.subject,
+        )
+        assert {"reason": "it is over"} == row.details
+
+    async def test_one_that_is_served_is_refused(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+
+        with pytest.raises(NotAllowed, match=r"a process served 'file' \d s ago: take it out"):
+            await self.forget(ledger)
+
+        assert ["pending"] == await ledger.states()
+        assert [] == await ledger.audit()
+
+    async def test_finds_what_intake_owed_it_meanwhile(
+        self, gone: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control, "MEMORY", timedelta(milliseconds=500))
+        under_way = asyncio.create_task(self.forget(gone))
+        await until(gone.audit)
+        await gone.owe_one()
+
+        assert 1 == await under_way
+        assert ["discarded"] == await gone.states()
+
+    async def test_one_that_is_registered_again_begins_anew(self, gone: Ledger) -> None:
+        await gone.owe_one(envelope="env_1")
+        await self.forget(gone)
+        await gone.register("file")
+        await gone.owe_one(envelope="env_2")
+
+        async with gone.transaction() as connection:
+            assert 0 == await forgetting.give_up(connection, "file", limit=10)
+
+        assert ["discarded", "pending"] == await gone.states()
+
+    async def test_cut_off_in_the_middle_it_goes_on(self, gone: Ledger) -> None:
+        await in_state(gone, "parked")
+        await gone.change("DELETE FROM callbacks")
+
+        assert 1 == await self.forget(gone)
+        with pytest.raises(NotFound, match="there is no callback 'file'"):
+            await self.forget(gone)

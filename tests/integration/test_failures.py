@@ -147,6 +147,13 @@ class TestGroups:
 
         assert ["mail"] == [group.callback for group in found]
 
+    async def test_of_a_callback_that_is_misspelt_name_those_there_are(
+        self, ledger: Ledger
+    ) -> None:
+        assert [] == await failures.list_groups(ledger.database, callback="file")
+        with pytest.raises(NotFound, match="there is no callback 'fiel'; registered: file"):
+            await failures.list_groups(ledger.database, callback="fiel")
+
     async def test_are_no_more_than_asked_for(self, ledger: Ledger) -> None:
         for number in range(3):
             await die(ledger, 1, fingerprint=str(number))
@@ -241,6 +248,7 @@ class TestRetryOfAGroup:
             pytest.param("paused_at = last_seen_at", "is paused: `callbacks resume", id="paused"),
             pytest.param("open_until = :later", "breaker of callback 'file' is open", id="open"),
             pytest.param("last_seen_at = :earlier", "no process serves 'file'", id="unserved"),
+            pytest.param("name = 'another'", "no process serves 'file'", id="forgotten"),
         ],
     )
     async def test_waits_for_no_callback_that_is_given_nothing(
@@ -343,16 +351,6 @@ class TestRetryOfAGroup:
 
         assert Progress(total=0) == seen[-1]
         assert (await ledger.audit())[-1].details["stopped"] is None
-
-    async def test_of_a_callback_that_nobody_knows_is_tried(
-        self, ledger: Ledger, database_url: str
-    ) -> None:
-        await die(ledger, 1, name="forgotten")
-
-        async with working(database_url):
-            last = await to_the_end(ledger.database)
-
-        assert Progress(total=1, retried=1, done=1) == last
 
     async def test_two_at_once_try_nothing_twice(self, ledger: Ledger, database_url: str) -> None:
         await die(ledger, 40)

@@ -192,6 +192,40 @@ class TestKeysOfAccounts:
         assert KEY not in refusal(ATLAS_API_KEYS=json.dumps(value))
 
 
+class TestSecretsOfBuiltIns:
+    @pytest.mark.parametrize(
+        "name, value",
+        [
+            ("PUBLISH_URL", "nats://nats"),
+            ("PUBLISH_URL", "redis://redis"),
+            ("SLACK_URL", "http://x"),
+            # Said to be wrong by `forward`, which says what is right.
+            ("FORWARD_SECRETS", "abc"),
+        ],
+    )
+    def test_may_be_short_and_are_hidden(
+        self, given: Callable[..., Settings], name: str, value: str
+    ) -> None:
+        settings = given(**{name: value})
+
+        (secret,) = {settings.publish_url, settings.slack_url, *settings.forward_secrets} - {None}
+        assert secret is not None
+        assert value == secret.get_secret_value()
+        assert value not in repr(settings)
+
+    @pytest.mark.parametrize("name", ["PUBLISH_URL", "SLACK_URL", "FORWARD_SECRETS"])
+    def test_are_one_line_of_text(self, refusal: Refusal, name: str) -> None:
+        said = refusal(**{name: "nats://na\x01ts"})
+
+        assert said.startswith(name)
+        assert "control character" in said
+        assert "nats" not in said
+
+    @pytest.mark.parametrize("name", ["PUBLISH_URL", "SLACK_URL"])
+    def test_are_more_than_blanks(self, refusal: Refusal, name: str) -> None:
+        assert f"{name}: is empty" == refusal(**{name: " "})
+
+
 class TestFiles:
     @pytest.mark.parametrize(
         "content",

@@ -134,6 +134,26 @@ class TestCallbacks:
 
         assert Level.WARN is only(findings.of_callbacks(tuple(callbacks), with_key())).level
 
+    @pytest.mark.parametrize("pattern", ["envelope.sined", "envelop.signed", "receiver.deaf"])
+    def test_that_nothing_will_ever_reach_are_worth_a_warning(self, pattern: str) -> None:
+        callbacks = Callbacks()
+        callbacks.on(pattern, "envelope.signed")(print_nothing)
+
+        finding = only(findings.of_callbacks(tuple(callbacks), with_key()))
+
+        assert Level.WARN is finding.level
+        assert f"Atlas is not known to send {pattern}:" in finding.why
+
+    @pytest.mark.parametrize(
+        "pattern",
+        ["*", "envelope.*", "survey.*", "contract.extracted", "receiver.dead", "receiver.accepted"],
+    )
+    def test_that_may_be_reached_are_fine(self, pattern: str) -> None:
+        callbacks = Callbacks()
+        callbacks.on(pattern)(print_nothing)
+
+        assert Level.OK is only(findings.of_callbacks(tuple(callbacks), with_key())).level
+
     def test_may_be_none(self) -> None:
         assert Level.WARN is only(findings.of_callbacks((), with_key())).level
 

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import pytest
 import typer
+from rich.text import Text
 
 from app.cli.deliveries import State
 from app.cli.terminal import (
@@ -37,6 +38,36 @@ class TestTable:
 
         lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
         assert ["ID       SEEN", "[bold]a  yes", "b        no"] == lines
+
+    def wide(self, capsys: pytest.CaptureFixture[str], *rows: tuple[str, ...]) -> list[str]:
+        print_table(["ID", "ITS ERROR"], rows)
+        return [Text.from_ansi(line).plain for line in capsys.readouterr().out.splitlines()]
+
+    @pytest.mark.parametrize("columns, room", [(80, 42), (62, 24), (20, 24)])
+    def test_gives_way_in_its_last_column_only(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        columns: int,
+        room: int,
+    ) -> None:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        identifier = "01a2004d-4677-7eac-a27c-8b66fbd7d8f3"
+
+        header, line, short = self.wide(capsys, (identifier, "x" * 100), ("b", "two\nlines"))
+
+        assert f"ID{' ' * 36}ITS ERROR" == header
+        assert f"{identifier}  {'x' * (room - 1)}…" == line
+        assert f"b{' ' * 37}two lines" == short
+
+    def test_measures_letters_as_they_are_shown(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+        assert "契約  x" == self.wide(capsys, ("契約", "x"))[1]
+        assert "ID    ITS ERROR" == self.wide(capsys, ("契約", "x"))[0]
 
     def test_cannot_be_broken_by_what_a_sender_wrote(
         self, capsys: pytest.CaptureFixture[str]

@@ -73,7 +73,8 @@ class TestPlainFunction:
         verdict = run_plain(call(lambda _: None, where=raising(KeyError("x"))))
 
         assert isinstance(verdict, Failed)
-        assert "KeyError: 'x'" == verdict.error
+        line = raising.__code__.co_firstlineno + 2
+        assert f"KeyError: 'x' (test_attempt.py:{line} in function)" == verdict.error
 
     def test_that_returns_a_coroutine_is_told_to_be_async(self) -> None:
         """Nobody would ever await it, so the work would silently not happen."""
@@ -112,6 +113,7 @@ class TestPlainFunction:
 
         assert isinstance(verdict, Failed)
         assert wait == verdict.after
+        assert "RetryLater: the callback asked for another try" == verdict.error
 
     def test_of_a_delivery_that_is_gone_has_failed(self) -> None:
         verdict = run_plain(call(lambda _: None, content=None))
@@ -153,7 +155,8 @@ class TestCoroutine:
         verdict = await run_async(call(function))
 
         assert isinstance(verdict, Failed)
-        assert "TimeoutError" == verdict.error
+        assert verdict.error.startswith("TimeoutError (test_attempt.py:")
+        assert verdict.error.endswith(" in function)")
 
     async def test_that_does_not_want_the_event_is_skipped(self) -> None:
         async def function(_: Event) -> None:
@@ -172,6 +175,20 @@ class TestFingerprint:
         assert isinstance(again, Failed)
         assert isinstance(other, Failed)
         assert first.fingerprint == again.fingerprint != other.fingerprint
+
+    def test_stays_what_it_is_when_lines_move(self) -> None:
+        def one_line(_: Event) -> None:
+            raise ValueError
+
+        code = one_line.__code__
+        before = run_plain(call(one_line))
+        one_line.__code__ = code.replace(co_firstlineno=code.co_firstlineno + 7)
+        after = run_plain(call(one_line))
+
+        assert isinstance(before, Failed)
+        assert isinstance(after, Failed)
+        assert before.error != after.error
+        assert before.fingerprint == after.fingerprint
 
     def test_a_delivery_lost_too_often_has_one_as_well(self) -> None:
         assert 16 == len(exhausted(call(lambda _: None)).fingerprint)

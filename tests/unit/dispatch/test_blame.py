@@ -1,10 +1,15 @@
 """What is kept of an error: enough to act on, nothing that nobody should read."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.callbacks.forward import Forward
+from app.callbacks.testing import make_event
 from app.dispatch import blame
+from app.errors import AppError
 
 
 class UnreadableError(Exception):
@@ -51,6 +56,12 @@ class TestDescribe:
 
     def test_is_cut(self) -> None:
         assert 2000 == len(blame.describe(ValueError("x" * 10_000_000)))
+
+    def test_names_the_place_however_long_the_text_is(self) -> None:
+        found = blame.describe(ValueError("x" * 10_000), at="slow.py:10 in buggy")
+
+        assert 2000 == len(found)
+        assert found.endswith("xx (slow.py:10 in buggy)")
 
     @given(st.text(st.characters()))
     def test_any_text_fits_a_column(self, text: str) -> None:
@@ -118,6 +129,30 @@ class TestPlace:
     ) -> None:
         assert callable(function)
         assert f"{__name__}:{name}" == blame.place_of(caught(function), function)
+
+    @pytest.mark.parametrize("function", [fails_here, fails_deeper, fails_in_a_library])
+    def test_has_a_line_to_look_at(self, function: Callable[..., None]) -> None:
+        innermost = fails_here if function is fails_deeper else function
+        line = innermost.__code__.co_firstlineno + 1
+
+        found = blame.line_of(caught(function), function)
+
+        assert f"test_blame.py:{line} in {innermost.__name__}" == found
+
+    def test_has_no_line_if_the_code_of_the_author_was_not_reached(self) -> None:
+        assert blame.line_of(ValueError(), fails_here) is None
+
+    async def test_has_no_line_if_a_built_in_callback_says_it(self) -> None:
+        """Its text is made for people, also where an author's function calls it."""
+        forward = Forward(url="http://127.0.0.1:9", secrets=["whsec_" + "A" * 32])
+
+        async def wrapped() -> None:
+            await forward(make_event("envelope.signed"))
+
+        for function in (wrapped, forward):
+            with pytest.raises(AppError) as refused:
+                await wrapped()
+            assert blame.line_of(refused.value, function) is None
 
     def test_is_the_callback_if_its_code_was_not_reached(self) -> None:
         assert f"{__name__}:fails_here" == blame.place_of(ValueError(), fails_here)

@@ -265,3 +265,25 @@ class TestBreaker:
     ) -> None:
         with pytest.raises(ConfigError, match=word):
             callbacks.on("*", name="it", breaker=breaker)(lambda _: None)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"timeout": 0},
+            {"max_attempts": 0},
+            {"backoff": -1},
+            {"concurrency": "4"},
+            {"breaker": 1},
+            {"where": 1},
+        ],
+        ids=str,
+    )
+    def test_in_options_are_named_with_their_place(self, options: dict[str, Any]) -> None:
+        def mistaken(_: Event) -> None: ...
+
+        line = mistaken.__code__.co_firstlineno
+
+        with pytest.raises(ConfigError, match=rf"of mistaken \({__name__}:{line}\) must"):
+            Callbacks().on("*", **options)(mistaken)
