@@ -21,6 +21,8 @@ log = get_logger("dispatch")
 AHEAD = 16
 # Work that is claimed ahead takes so many seconds, by the pace of the last moments.
 HORIZON = 0.25
+# What still waits for a place after so many seconds was claimed by a pace that is over.
+LONGEST_WAIT = 4 * HORIZON
 
 
 class Pace:
@@ -164,8 +166,26 @@ class Crew:
             for job in self._jobs.values()
             if callbacks is None or job.call.callback.name in callbacks
         ]
+        return self._take_back(wanted)
+
+    def withdraw_ahead(self) -> list[Held]:
+        """Take back what waits for a place of callbacks which have become slow."""
+        waited_since = time.monotonic() - LONGEST_WAIT
+        allowed = Counter(self._pace.ahead)
+        too_long = []
+        for job in self._waiting:
+            name = job.call.callback.name
+            allowed[name] -= 1
+            if allowed[name] < 0 and job.made <= waited_since:
+                too_long.append(job)
+        return self._take_back(too_long)
+
+    def _take_back(self, wanted: Iterable[Job]) -> list[Held]:
         jobs = [job for job in wanted if job.take()]
-        return [_key(job) for job in jobs if self._remove(job)]
+        taken = [_key(job) for job in jobs if self._remove(job)]
+        if taken:
+            self._waiting = deque(job for job in self._waiting if _key(job) in self._jobs)
+        return taken
 
     def abandon(self, keys: Iterable[Held]) -> list[Job]:
         """Write calls off: they are asked to end, and whatever they answer is ignored."""

@@ -9,11 +9,12 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from app.dispatch import blame
-from app.dispatch.attempt import Call, Outcome, exhausted
+from app.dispatch.attempt import Call, Dead, Outcome, exhausted
 from app.dispatch.capacity import share
 from app.dispatch.crew import Crew
 from app.dispatch.guard import Guard
@@ -57,6 +58,8 @@ class Engine:
         self._options = options
         self._worker = worker
         self._turn: Any = nullcontext() if database.is_postgresql else asyncio.Lock()
+        # True if a claim stays although what comes after it fails: see `Database.begin`.
+        self._claims_stay = database.is_postgresql and not database.address.pgbouncer
         self._work = asyncio.Event()
         self._is_registered = False
         self._is_idle = asyncio.Event()
@@ -72,7 +75,11 @@ class Engine:
         self.totals: dict[str, int] = {"claimed": 0, "ended": 0, "released": 0}
         self.settler = Settler(self._begin, worker=worker, on_settled=self._work.set)
         self.guard = Guard(
-            callbacks, self._begin, every=options.guard_every, on_open=self._leave_alone
+            callbacks,
+            self._begin,
+            every=options.guard_every,
+            lease=options.lease,
+            on_shut=self._leave_alone,
         )
         self.crew = Crew(
             asyncio.get_running_loop(),
@@ -178,32 +185,49 @@ class Engine:
         rooms = self._rooms()
         if not rooms or not await self._is_worth_it(rooms):
             return False
-        async with self._begin(is_split=True) as connection:
-            rooms = await self.guard.admit(connection, rooms)
-            claimed = await self._claim_into(connection, rooms)
-            found = await contents.load(connection, [c.id for c in claimed]) if claimed else {}
+        rooms, claimed, found = await self._take(rooms)
         self._note_hunger(rooms, claimed)
         if self._is_stopping.is_set():
-            await self._give_back([(claim.id, claim.token) for claim in claimed])
+            await self._give_back([_key(claim) for claim in claimed])
             return False
         self._start(claimed, found)
         return await self._postpone(rooms) or (bool(self._hungry) and bool(claimed))
 
+    async def _take(self, rooms: list[Room]) -> tuple[list[Room], list[Claim], dict[Any, Content]]:
+        claimed: list[Claim] = []
+        try:
+            async with self._begin(is_split=True) as connection:
+                rooms = await self.guard.admit(connection, rooms)
+                claimed = await self._claim_into(connection, rooms)
+                self.guard.probes.begin(claimed)
+                await self.guard.probes.tell(connection)
+                found = await contents.load(connection, [c.id for c in claimed]) if claimed else {}
+        except BaseException:
+            await self._undo([_key(claim) for claim in claimed])
+            raise
+        return rooms, claimed, found
+
+    async def _undo(self, claimed: Sequence[Held]) -> None:
+        """Let others have what a claim took that then failed."""
+        self.guard.probes.begin([])
+        self.guard.probes.release(claimed)
+        # What was rolled back may be somebody else's by now, under the very same token.
+        if self._claims_stay:
+            await self._give_back(claimed)
+
     async def _claim_into(self, connection: Any, rooms: Sequence[Room]) -> list[Claim]:
         if not rooms:
             return []
-        claimed = await claims.claim(
+        return await claims.claim(
             connection,
             rooms,
             worker=self._worker,
             lease=self._options.lease,
             patience=self._options.order_max_wait,
         )
-        await self.guard.release_idle(connection, rooms, {claim.callback for claim in claimed})
-        return claimed
 
     async def _leave_alone(self, callbacks: set[str]) -> None:
-        """Give back what was claimed for callbacks whose breaker has just opened."""
+        """Give back what was claimed for callbacks that are paused, or whose breaker is open."""
         await self._give_back(self.crew.withdraw(callbacks))
 
     async def _postpone(self, rooms: Sequence[Room]) -> bool:
@@ -252,7 +276,8 @@ class Engine:
         self.totals["claimed"] += len(calls)
         now = datetime.now(UTC)
         spent = [call for call in calls if _is_exhausted(call)]
-        self.settler.put([Outcome(call, exhausted(call), None, now) for call in spent])
+        self.settler.put([Outcome(call, _used_up(call), None, now) for call in spent])
+        self.guard.probes.release(_key(call.claim) for call in spent)
         self._is_idle.clear()
         self.crew.start(call for call in calls if not _is_exhausted(call))
 
@@ -279,15 +304,19 @@ class Engine:
         self._work.set()
 
     async def _renew_step(self) -> None:
+        if held := self.crew.held:
+            await self._renew(held)
+        # Not before, nor after an error: with two such waits the leases would be over.
         await asyncio.sleep(self._options.lease.total_seconds() / 3)
-        held = self.crew.held
-        if not held:
-            return
+
+    async def _renew(self, held: Sequence[Held]) -> None:
         async with self._begin() as connection:
             ours = await claims.renew(connection, held, lease=self._options.lease)
+            await self.guard.probes.renew(connection)
         lost = self.crew.abandon(key for key in held if key[0] not in ours)
         for job in lost:
             log.warning("lease.lost", delivery_id=str(job.call.claim.id))
+        self.guard.probes.release(_key(job.call.claim) for job in lost)
 
     async def _watch_step(self) -> None:
         self.turned = time.monotonic()
@@ -295,6 +324,7 @@ class Engine:
         self.crew.watch()
         # Not at once, or they would be claimed again and again.
         await self._give_back(self.crew.take_refused())
+        await self._give_back(self.crew.withdraw_ahead())
         if self.crew.is_blocked:
             # Others may have a loop that turns.
             await self._give_back(self.crew.withdraw())
@@ -361,10 +391,12 @@ class Engine:
             await self._is_idle.wait()
 
     async def _give_back(self, held: Sequence[Held]) -> None:
+        self.guard.probes.release(held)
         while held:
             try:
                 async with self._begin() as connection:
                     await claims.release(connection, held)
+                    await self.guard.probes.tell(connection)
             except Exception as error:  # noqa: BLE001  # tried until the time to stop is over
                 log.warning("release.failed", error=blame.summarise(error))
                 await asyncio.sleep(0.2)
@@ -376,6 +408,17 @@ class Engine:
 
 def _is_exhausted(call: Call) -> bool:
     return call.claim.attempt - call.claim.spent > call.callback.max_attempts
+
+
+def _used_up(call: Call) -> Dead:
+    # Lost with workers that died, or counted when the callback still allowed more.
+    counted, allowed = call.claim.attempt - call.claim.spent - 1, call.callback.max_attempts
+    words = f"its attempts are used up: the callback now allows {allowed}, {counted} were counted"
+    return replace(exhausted(call), error=words)
+
+
+def _key(claim: Claim) -> Held:
+    return claim.id, claim.token
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

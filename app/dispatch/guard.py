@@ -8,25 +8,81 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from app.dispatch.attempt import Done, Failed, Outcome
-from app.dispatch.breaker import Breaker, Condition, Tally, advance
+from app.dispatch.breaker import Condition, Tally, advance
 from app.dispatch.registry import Callback
 from app.store import breakers
 from app.store.breakers import Gate
-from app.store.claims import Room
+from app.store.claims import Claim, Held, Room
 from app.telemetry import get_logger
 
 log = get_logger("dispatch")
 
 # After a failure the database hears of it so soon, and of all that ended meanwhile.
 SOON = 0.1
-# A worker that probes and is lost lets others probe so long after its call had to end.
+# A worker that probes and is lost lets others probe so long after its lease has ended.
 PROBE_MARGIN = timedelta(seconds=5)
 
 Begin = Callable[..., AbstractAsyncContextManager[Any]]
 
 
+class Probes:
+    """Which of our claims probe a callback whose breaker is half open.
+
+    The right to do so is in the database. It lasts as long as a lease and is renewed with
+    the leases; without a claim that still probes, it is given back.
+    """
+
+    def __init__(self, *, lease: timedelta) -> None:
+        self._hold = lease + PROBE_MARGIN
+        # Callbacks for which a claim is under way, then the claims.
+        self._admitted: set[str] = set()
+        self._claims: dict[Held, str] = {}
+        # Callbacks that others may probe; the database is still to be told.
+        self._idle: set[str] = set()
+
+    async def admit(self, connection: Any, callback: str) -> bool:
+        """Win or lose the right to probe with the next claim."""
+        if not await breakers.probe(connection, callback, hold=self._hold):
+            return False
+        self._idle.discard(callback)
+        self._admitted.add(callback)
+        return True
+
+    def begin(self, claimed: Sequence[Claim]) -> None:
+        """Note which claims probe; others may probe what there was nothing to probe with."""
+        begun = {(c.id, c.token): c.callback for c in claimed if c.callback in self._admitted}
+        self._claims |= begun
+        self._idle |= self._admitted - set(begun.values())
+        self._admitted.clear()
+
+    def end(self, held: Held) -> bool:
+        """Note that a call has ended; True if it was a probe."""
+        return self._claims.pop(held, None) is not None
+
+    def release(self, held: Iterable[Held]) -> None:
+        """Note that claims are ours no more and show nothing, so that others may probe."""
+        released = {self._claims.pop(key) for key in held if key in self._claims}
+        self._idle |= released - set(self._claims.values())
+
+    async def tell(self, connection: Any) -> None:
+        """Let others probe what none of our claims probes any more."""
+        if idle := sorted(self._idle):
+            await breakers.unprobe(connection, idle)
+            self._idle.difference_update(idle)
+
+    async def renew(self, connection: Any) -> None:
+        """Keep what is being probed, however long the calls take."""
+        if names := sorted(set(self._claims.values())):
+            await breakers.renew(connection, names, hold=self._hold)
+
+    @property
+    def is_idle(self) -> bool:
+        """True if there is something to tell."""
+        return bool(self._idle)
+
+
 class Guard:
-    """The breakers of one process's callbacks, used from the dispatch loop only.
+    """The gates of one process's callbacks, used from the dispatch loop only.
 
     What is known here may be a second old. The claim asks the database itself, so it is
     never wrong about an open breaker.
@@ -38,28 +94,36 @@ class Guard:
         begin: Begin,
         *,
         every: timedelta,
-        on_open: Callable[[set[str]], Awaitable[None]],
+        lease: timedelta,
+        on_shut: Callable[[set[str]], Awaitable[None]],
     ) -> None:
-        self._callbacks = {c.name: c for c in callbacks if c.breaker is not None}
+        breakers_by_name = {callback.name: callback.breaker for callback in callbacks}
+        self._callbacks = sorted(breakers_by_name)
+        self._breakers = {name: b for name, b in breakers_by_name.items() if b is not None}
         self._begin = begin
         self._every = every
-        self._on_open = on_open
+        self._on_shut = on_shut
+        self.probes = Probes(lease=lease)
         self._tallies: dict[str, Tally] = {}
         self._gates: dict[str, Gate] = {}
         self._has_failed = asyncio.Event()
 
     def note(self, outcomes: Sequence[Outcome]) -> None:
-        """Count how calls have ended; what an author decided is neither good nor bad."""
+        """Count how calls have ended; what an author decided is neither good nor bad.
+
+        Of a probe it is good: nothing failed, and nobody else will tell.
+        """
         for outcome in outcomes:
-            name = outcome.call.callback.name
-            if name not in self._callbacks:
+            claim, name = outcome.call.claim, outcome.call.callback.name
+            is_probe = self.probes.end((claim.id, claim.token))
+            if name not in self._breakers:
                 continue
             match outcome.verdict:
-                case Done():
-                    self._count(name, Tally(succeeded=1))
                 case Failed(is_asked_for=False):
                     self._count(name, Tally(failed=1))
                     self._has_failed.set()
+                case verdict if is_probe or isinstance(verdict, Done):
+                    self._count(name, Tally(succeeded=1))
 
     def _count(self, name: str, tally: Tally) -> None:
         self._tallies[name] = self._tallies.get(name, Tally()) + tally
@@ -67,7 +131,7 @@ class Guard:
     def lets_through(self, callback: str) -> bool:
         """Tell whether it is worth asking for deliveries of this callback."""
         gate = self._gates.get(callback)
-        return gate is None or gate.open_until is None or gate.is_half_open
+        return gate is None or not gate.is_shut
 
     async def admit(self, connection: Any, rooms: Sequence[Room]) -> list[Room]:
         """Leave out the callbacks that another process probes; few calls for those we probe."""
@@ -76,24 +140,10 @@ class Guard:
             gate = self._gates.get(room.callback)
             if gate is None or not gate.is_half_open:
                 admitted.append(room)
-            elif (probe := await self._probe(connection, room)) is not None:
-                admitted.append(probe)
+            elif await self.probes.admit(connection, room.callback):
+                probes = self._breakers[room.callback].probes
+                admitted.append(replace(room, limit=min(room.limit, probes), is_probe=True))
         return admitted
-
-    async def _probe(self, connection: Any, room: Room) -> Room | None:
-        callback = self._callbacks[room.callback]
-        hold = callback.timeout + PROBE_MARGIN
-        if not await breakers.probe(connection, room.callback, hold=hold):
-            return None
-        return replace(room, limit=min(room.limit, _breaker(callback).probes), is_probe=True)
-
-    async def release_idle(
-        self, connection: Any, rooms: Sequence[Room], claimed: Iterable[str]
-    ) -> None:
-        """Let others probe what there was nothing to probe with."""
-        idle = {room.callback for room in rooms if room.is_probe} - set(claimed)
-        if idle:
-            await breakers.unprobe(connection, sorted(idle))
 
     async def step(self) -> None:
         """Tell the database what was counted, and read how things are."""
@@ -106,11 +156,10 @@ class Guard:
             for name, tally in tallies.items():
                 self._count(name, tally)
             raise
-        opened = {name for name, gate in gates.items() if _is_shut(gate)}
-        opened -= {name for name, gate in self._gates.items() if _is_shut(gate)}
         self._gates = gates
-        if opened:
-            await self._on_open(opened)
+        # Each time: a claim may have been on its way when one was shut.
+        if shut := {name for name, gate in gates.items() if gate.is_shut}:
+            await self._on_shut(shut)
 
     async def _wait(self) -> None:
         with suppress(TimeoutError):
@@ -120,19 +169,26 @@ class Guard:
             await asyncio.sleep(SOON)
 
     async def _exchange(self, tallies: Mapping[str, Tally]) -> dict[str, Gate]:
-        if not self._callbacks:
-            return {}
         async with self._begin(is_reading=True) as connection:
             gates = {g.callback: g for g in await breakers.read(connection, self._callbacks)}
         told = [n for n, tally in tallies.items() if n in gates and _is_news(gates[n], tally)]
-        if told:
+        if told or self.probes.is_idle:
             async with self._begin() as connection:
                 for gate in await breakers.read(connection, told, lock=True):
                     gates[gate.callback] = await self._tell(connection, gate, tallies)
-        return gates
+                await self.probes.tell(connection)
+        return gates | await self._forget(gates)
+
+    async def _forget(self, gates: Mapping[str, Gate]) -> dict[str, Gate]:
+        """Let everything through where only an older release still has a breaker."""
+        found = [g for n, g in gates.items() if g.open_until and n not in self._breakers]
+        if found:
+            async with self._begin() as connection:
+                await breakers.forget(connection, [gate.callback for gate in found])
+        return {gate.callback: replace(gate, open_until=None, counted=None) for gate in found}
 
     async def _tell(self, connection: Any, gate: Gate, tallies: Mapping[str, Tally]) -> Gate:
-        breaker = _breaker(self._callbacks[gate.callback])
+        breaker = self._breakers[gate.callback]
         before = _condition(gate)
         after = advance(before, tallies[gate.callback], breaker=breaker, now=gate.at)
         if after == before:
@@ -152,15 +208,6 @@ class Guard:
         elif before.open_until is not None and after.open_until is None:
             log.info("breaker.closed", callback=gate.callback)
         return changed
-
-
-def _breaker(callback: Callback) -> Breaker:
-    assert callback.breaker is not None  # others are not kept here
-    return callback.breaker
-
-
-def _is_shut(gate: Gate) -> bool:
-    return gate.open_until is not None and not gate.is_half_open
 
 
 def _is_news(gate: Gate, tally: Tally) -> bool:

@@ -31,6 +31,7 @@ class Job:
         "call",
         "is_submitted",
         "lane",
+        "made",
         "outcome",
         "started",
         "task",
@@ -38,6 +39,8 @@ class Job:
 
     def __init__(self, call: Call) -> None:
         self.call = call
+        # By the monotonic clock.
+        self.made = time.monotonic()
         # False while it waits for one of the places.
         self.is_submitted = False
         self.lane: Lane | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from app.dispatch import blame
-from app.store.session import DatabaseAddress, DatabaseError
+from app.store.session import DatabaseAddress
 from app.store.wakeups import listen
 from app.telemetry import get_logger
 
@@ -23,15 +23,16 @@ async def listen_for_ever(
 
     def heard() -> None:
         nonlocal failures
+        # First, because who is woken may fail, and then nothing has resumed.
+        wake()
         if failures:
             log.info("wakeups.resumed", failures=failures)
         failures = 0
-        wake()
 
     while True:
         try:
             await listen(address, heard)
-        except DatabaseError as error:
+        except Exception as error:  # noqa: BLE001  # the fence: no error ends the listening
             # Once for each time without hearing: the poll goes on, so nobody need hurry.
             if not failures:
                 log.warning("wakeups.interrupted", error=blame.summarise(error))

@@ -24,22 +24,30 @@ class Gate:
     open_until: datetime | None
     counted: dict[str, Any] | None
     at: datetime
+    # Since when a person holds it.
+    paused_at: datetime | None = None
 
     @property
     def is_half_open(self) -> bool:
         """True if somebody may probe."""
         return self.open_until is not None and self.open_until <= self.at
 
+    @property
+    def is_shut(self) -> bool:
+        """True if nothing is given to it: it is paused, or its breaker is open."""
+        is_open = self.open_until is not None and not self.is_half_open
+        return is_open or self.paused_at is not None
+
 
 async def read(
     connection: AsyncConnection, names: Iterable[str], *, lock: bool = False
 ) -> list[Gate]:
     """Give the gates of these callbacks; with `lock`, keep others from changing them."""
-    columns = (_callbacks.c.name, _callbacks.c.open_until, _callbacks.c.breaker)
+    columns = [_callbacks.c[n] for n in ("name", "open_until", "breaker", "paused_at")]
     query = select(*columns, now(connection)).where(_callbacks.c.name.in_(sorted(names)))
     query = query.order_by(_callbacks.c.name)
     rows = await connection.execute(query.with_for_update() if lock else query)
-    return [Gate(row[0], row[1], row[2], _instant(row[3])) for row in rows]
+    return [Gate(row[0], row[1], row[2], _instant(row[4]), row[3]) for row in rows]
 
 
 def _instant(moment: datetime | str) -> datetime:
@@ -76,6 +84,29 @@ async def probe(connection: AsyncConnection, callback: str, *, hold: timedelta) 
     return result.rowcount == 1
 
 
+_RENEW = """
+UPDATE callbacks SET probe_until = {later}
+WHERE name {names} AND open_until <= {now} AND probe_until IS NOT NULL
+"""
+_RENEW_POSTGRESQL = _RENEW.format(
+    later="statement_timestamp() + $1::interval",
+    names="= ANY ($2::text[])",
+    now="statement_timestamp()",
+)
+_RENEW_SQLITE = _RENEW.format(
+    later=SQLITE_LATER, names="IN (SELECT value FROM json_each(?))", now=SQLITE_NOW
+)
+
+
+async def renew(connection: AsyncConnection, callbacks: Sequence[str], *, hold: timedelta) -> None:
+    """Keep the right to probe these for as long as `hold` again."""
+    if is_postgresql(connection):
+        await connection.exec_driver_sql(_RENEW_POSTGRESQL, (hold, list(callbacks)))
+    else:
+        parameters = (seconds(hold), json.dumps(list(callbacks)))
+        await connection.exec_driver_sql(_RENEW_SQLITE, parameters)
+
+
 _UNPROBE_POSTGRESQL = "UPDATE callbacks SET probe_until = NULL WHERE name = ANY ($1::text[])"
 _UNPROBE_SQLITE = (
     "UPDATE callbacks SET probe_until = NULL WHERE name IN (SELECT value FROM json_each(?))"
@@ -83,8 +114,27 @@ _UNPROBE_SQLITE = (
 
 
 async def unprobe(connection: AsyncConnection, callbacks: Sequence[str]) -> None:
-    """Let others probe: there was nothing to probe with."""
+    """Let others probe: we have nothing to probe with."""
+    await _change(connection, _UNPROBE_POSTGRESQL, _UNPROBE_SQLITE, callbacks)
+
+
+_FORGET = """
+UPDATE callbacks SET open_until = NULL, probe_until = NULL, breaker = NULL
+WHERE name {names} AND (open_until IS NOT NULL OR breaker IS NOT NULL)
+"""
+_FORGET_POSTGRESQL = _FORGET.format(names="= ANY ($1::text[])")
+_FORGET_SQLITE = _FORGET.format(names="IN (SELECT value FROM json_each(?))")
+
+
+async def forget(connection: AsyncConnection, callbacks: Sequence[str]) -> None:
+    """Let everything through to callbacks that have no breaker any more."""
+    await _change(connection, _FORGET_POSTGRESQL, _FORGET_SQLITE, callbacks)
+
+
+async def _change(
+    connection: AsyncConnection, postgresql: str, sqlite: str, callbacks: Sequence[str]
+) -> None:
     if is_postgresql(connection):
-        await connection.exec_driver_sql(_UNPROBE_POSTGRESQL, (list(callbacks),))
+        await connection.exec_driver_sql(postgresql, (list(callbacks),))
     else:
-        await connection.exec_driver_sql(_UNPROBE_SQLITE, (json.dumps(list(callbacks)),))
+        await connection.exec_driver_sql(sqlite, (json.dumps(list(callbacks)),))

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.store import deliveries
+from app.store import breakers, deliveries
 from app.store.base import text_to_time, time_to_text
 from app.store.bulk import dumps
 from app.store.dialects import SQLITE_LATER, SQLITE_NOW, is_postgresql
@@ -85,6 +85,10 @@ async def register(connection: AsyncConnection, subscriptions: Sequence[Subscrip
     for each in sorted(subscriptions, key=lambda s: s.name):
         parameters = (each.name, dumps(each.patterns), each.account, dumps(dict(each.options)))
         await connection.exec_driver_sql(statement, parameters)
+    # A release without the breaker must not wait for one that nobody closes.
+    unguarded = [s.name for s in subscriptions if s.options.get("breaker") is False]
+    if unguarded:
+        await breakers.forget(connection, sorted(unguarded))
     await unpark(connection, [s.name for s in subscriptions])
 
 

@@ -1,21 +1,22 @@
 """A callback that keeps failing is left alone, by all processes together; nothing is lost."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
 
 import pytest
 import structlog
 from sqlalchemy import select
 
-from app.callbacks import Breaker, Callbacks, Event, RetryLater
+from app.callbacks import Breaker, Callbacks, Event, GiveUp, RetryLater
 from app.dispatch.breaker import Tally
-from app.dispatch.guard import Guard
+from app.dispatch.guard import PROBE_MARGIN, Guard
 from app.store import breakers
 from app.store.models import CallbackRow
-from tests.integration.ledger import Ledger, until
-from tests.integration.test_dispatch import all_are
+from tests.integration.ledger import LEASE, Ledger, until
+from tests.integration.test_dispatch import all_are, has_states
 
 # Opens after three failures, for as long as the test lets it.
 LONG = Breaker(calls=3, pause=timedelta(minutes=10), longest=timedelta(hours=1), probes=1)
@@ -162,6 +163,51 @@ class TestOpening:
             assert not await is_open(ledger)
 
 
+class TestRelease:
+    """A new release has taken the breaker away."""
+
+    async def test_without_it_what_it_held_back_is_delivered(self, ledger: Ledger) -> None:
+        await half_open(ledger)
+        await ledger.shift("callbacks", "open_until", timedelta(hours=1))
+        await ledger.change("UPDATE callbacks SET probe_until = open_until, breaker = '{}'")
+        await owe(ledger, 2)
+
+        with ledger.dispatching(served(lambda _: None, None), guard_every=OFTEN):
+            await until(lambda: all_are(ledger, "done"))
+
+        row = await gate(ledger)
+        assert (None, None, None) == (row.open_until, row.probe_until, row.breaker)
+
+    async def test_wins_over_an_older_one_that_still_has_it(self, ledger: Ledger) -> None:
+        with ledger.dispatching(served(lambda _: None, None), guard_every=OFTEN):
+            await owe(ledger, 1)
+            await until(lambda: all_are(ledger, "done"))
+            await ledger.change("UPDATE callbacks SET open_until = last_seen_at")
+            await owe(ledger, 1)
+            await until(lambda: all_are(ledger, "done"))
+
+
+class TestPause:
+    async def test_gives_back_what_has_not_begun(self, ledger: Ledger) -> None:
+        began, released = threading.Event(), threading.Event()
+
+        async def block(_: Event) -> None:
+            began.set()
+            released.wait(30)
+
+        await owe(ledger, 5)
+        callbacks = served(block, None, timeout=60)
+        with ledger.dispatching(callbacks, guard_every=OFTEN, block_limit=LEASE) as dispatcher:
+            await until(lambda: dispatcher.counts().get("running") == 5 and began.is_set())
+            await ledger.change("UPDATE callbacks SET paused_at = last_seen_at")
+            await until(lambda: dispatcher.counts().get("running") == 1)
+            await until(lambda: has_states(ledger, *["pending"] * 4, "running"))
+            released.set()
+
+        assert ["done", *["pending"] * 4] == sorted(await ledger.states())
+        assert [0] * 4 == [d.attempts for d in await ledger.deliveries(state="pending")]
+
+
 async def nothing_runs(ledger: Ledger) -> bool:
     return "running" not in await ledger.states()
 
@@ -274,6 +320,109 @@ class TestProbing:
             assert not await breakers.probe(connection, "file", hold=timedelta(minutes=1))
 
 
+async def half_open(ledger: Ledger) -> None:
+    await ledger.register("file")
+    await ledger.change("UPDATE callbacks SET open_until = last_seen_at")
+
+
+async def is_nobodys(ledger: Ledger) -> bool:
+    return (await gate(ledger)).probe_until is None
+
+
+async def is_closed(ledger: Ledger) -> bool:
+    return not await is_open(ledger)
+
+
+async def give_up(_: Event) -> NoReturn:
+    raise GiveUp("the customer is gone")
+
+
+async def ask_for_later(_: Event) -> NoReturn:
+    raise RetryLater("closed on Sundays", after=timedelta(hours=5))
+
+
+async def skip(_: Event) -> None:
+    return
+
+
+class TestProbe:
+    @pytest.mark.parametrize("function", [give_up, ask_for_later, skip])
+    async def test_that_ends_by_the_authors_choice_has_not_failed(
+        self, ledger: Ledger, function: Any
+    ) -> None:
+        wanted = {"where": lambda _: False} if function is skip else {}
+        await half_open(ledger)
+        await owe(ledger, 1)
+
+        with ledger.dispatching(served(function, LONG, **wanted), guard_every=OFTEN):
+            await until(lambda: is_closed(ledger))
+
+    async def test_is_held_like_a_lease_however_long_it_takes(self, ledger: Ledger) -> None:
+        lease = timedelta(seconds=1)
+        await half_open(ledger)
+        await owe(ledger, 1)
+
+        async def has_moved_on() -> bool:
+            return bool((await gate(ledger)).probe_until > first)
+
+        callbacks = served(hang, LONG, timeout=3600)
+        with ledger.dispatching(callbacks, guard_every=OFTEN, lease=lease, grace=0.1):
+            await until(lambda: is_running(ledger))
+            first = (await gate(ledger)).probe_until
+            assert first < datetime.now(UTC) + lease + 2 * PROBE_MARGIN
+            await until(has_moved_on)
+
+    async def test_is_given_back_by_a_worker_that_stops(self, ledger: Ledger) -> None:
+        await half_open(ledger)
+        await owe(ledger, 1)
+
+        with ledger.dispatching(served(hang, LONG), guard_every=OFTEN, grace=0.1):
+            await until(lambda: is_running(ledger))
+            assert not await is_nobodys(ledger)
+
+        assert await is_nobodys(ledger)
+
+    async def test_is_given_back_by_a_worker_that_lost_its_lease(self, ledger: Ledger) -> None:
+        lease = timedelta(seconds=0.3)
+        await half_open(ledger)
+        await owe(ledger, 1)
+
+        with ledger.dispatching(served(hang, LONG), guard_every=OFTEN, lease=lease):
+            await until(lambda: is_running(ledger))
+            await ledger.change("UPDATE deliveries SET token = token + 1, state = 'discarded'")
+            await until(lambda: is_nobodys(ledger))
+
+    async def test_is_given_back_after_a_claim_that_failed(self, ledger: Ledger) -> None:
+        await half_open(ledger)
+        await owe(ledger, 1)
+        # Needed once there is something to probe with.
+        await ledger.change("ALTER TABLE envelopes RENAME TO away")
+
+        callbacks, lease = served(lambda _: None, LONG, timeout=3600), timedelta(seconds=1)
+        with ledger.dispatching(callbacks, guard_every=OFTEN, lease=lease) as dispatcher:
+            await until(lambda: any("claim" in each for each in dispatcher.problems()))
+            await ledger.change("ALTER TABLE away RENAME TO envelopes")
+            await until(lambda: all_are(ledger, "done"))
+
+    async def test_passes_on_if_it_was_buried_uncalled(self, ledger: Ledger) -> None:
+        await half_open(ledger)
+        await owe(ledger, 1)
+        await ledger.change("UPDATE deliveries SET attempts = 1")
+        delivery = await ledger.owe_one("file", envelope="new")
+
+        callbacks = served(lambda _: None, LONG, max_attempts=1, timeout=3600)
+        with ledger.dispatching(callbacks, guard_every=OFTEN):
+            await until(lambda: is_done(ledger, delivery))
+
+
+async def hang(_: Event) -> None:
+    await asyncio.sleep(3600)
+
+
+async def is_running(ledger: Ledger) -> bool:
+    return "running" in await ledger.states()
+
+
 class TestCounting:
     async def test_what_could_not_be_told_is_told_later(self, ledger: Ledger) -> None:
         await ledger.register("file")
@@ -284,7 +433,7 @@ class TestCounting:
                 raise ConnectionResetError
             return ledger.transaction()
 
-        guard = Guard(served(Downstream(), LONG), begin, every=OFTEN, on_open=ignore)
+        guard = Guard(served(Downstream(), LONG), begin, every=OFTEN, lease=LEASE, on_shut=ignore)
         guard._count("file", Tally(failed=3))
         with pytest.raises(ConnectionResetError):
             await guard.step()
@@ -297,7 +446,9 @@ class TestCounting:
         await ledger.register("file")
         await ledger.change("""UPDATE callbacks SET breaker = '{"since": 1}'""")
 
-        guard = Guard(served(Downstream(), LONG), begin_of(ledger), every=OFTEN, on_open=ignore)
+        guard = Guard(
+            served(Downstream(), LONG), begin_of(ledger), every=OFTEN, lease=LEASE, on_shut=ignore
+        )
         guard._count("file", Tally(failed=1))
         await guard.step()
 

@@ -132,6 +132,22 @@ class TestListening:
         finally:
             loop.set_exception_handler(None)
 
+    async def test_survives_an_error_that_is_not_the_databases(self, ledger: Ledger) -> None:
+        heard: list[str] = []
+
+        def fail_at_first() -> None:
+            heard.append("heard")
+            if len(heard) < 4:
+                raise RuntimeError("not now")
+
+        listening = listen_for_ever(ledger.address, fail_at_first, pause=0.001)
+        with structlog.testing.capture_logs() as lines:
+            async with running(asyncio.create_task(listening)):
+                await until(lambda: len(heard) == 4)
+
+        assert ["wakeups.interrupted", "wakeups.resumed"] == [line["event"] for line in lines]
+        assert "RuntimeError: not now" in lines[0]["error"]
+
     async def test_asks_a_quiet_connection_whether_it_is_there(self, ledger: Ledger) -> None:
         ear = Ear()
         listening = wakeups.listen(ledger.address, ear, quiet=timedelta(milliseconds=20))

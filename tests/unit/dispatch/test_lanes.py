@@ -198,6 +198,31 @@ class TestCrew:
         assert 1 == len(ended)
         crew.close(30)
 
+    async def test_what_waits_for_too_long_for_a_place_is_given_back(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        released = threading.Event()
+        crew = Crew(
+            asyncio.get_running_loop(),
+            DispatchOptions(slots=2),
+            transactions=transactions,
+            on_end=lambda _: None,
+        )
+        crew.start(calls(lambda _: released.wait(30), 7))
+        held = crew.held
+
+        assert [] == crew.withdraw_ahead()
+        monkeypatch.setattr("app.dispatch.crew.LONGEST_WAIT", 0.0)
+        crew._pace.ahead = {"it": 4}
+        assert held[6:] == crew.withdraw_ahead()
+        crew._pace.ahead = {}
+        assert held[2:6] == crew.withdraw_ahead()
+        assert [] == crew.withdraw_ahead()
+
+        assert held[:2] == crew.held
+        released.set()
+        await asyncio.to_thread(crew.close, 30)
+
     async def test_what_has_no_thread_is_given_back_and_is_a_problem(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
