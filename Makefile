@@ -8,7 +8,8 @@ PY := $(VENV)/bin/python
 PIP := PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(PYTHON) -m pip --python $(PY) \
 	install --quiet --no-input --root-user-action=ignore --require-hashes
 UV ?= uv
-WORKERS ?= auto
+# Two tests for each processor: most of them wait for a process or a database.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * (os.cpu_count() or 1))' 2>/dev/null || echo auto)
 # Libraries for built-in callbacks: EXTRAS="nats blob" make run
 EXTRAS ?=
 ALL_EXTRAS := blob kafka nats rabbitmq redis

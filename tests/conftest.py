@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
 from app.settings import Settings
 from app.store.migrations import migrate
@@ -45,6 +47,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("machine"):
             item.add_marker(not_run)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loggers_are_not_remembered() -> Iterator[None]:
+    """A logger that was used once by a verb would write past whoever captures lines later."""
+    configure = structlog.configure
+
+    def forgetfully(**options: Any) -> None:
+        configure(**{**options, "cache_logger_on_first_use": False})
+
+    structlog.configure = forgetfully
+    yield
+    structlog.configure = configure
 
 
 @pytest.fixture(name="postgres", scope="session")

@@ -169,9 +169,10 @@ def timed_out(call: Call, remark: str = "") -> Failed:
     return Failed(text + remark, _fingerprint(call, "timeout", place))
 
 
-def exhausted(call: Call) -> Dead:
-    """Make the verdict on a delivery whose attempts were all used up by lost workers."""
-    text = "every attempt was counted, and the last one was lost with its worker"
+def exhausted(call: Call, *, counted: int) -> Dead:
+    """Make the verdict on a delivery that has no attempt left to begin with."""
+    allowed = call.callback.max_attempts
+    text = f"its attempts are used up: the callback now allows {allowed}, {counted} were counted"
     return Dead(text, _fingerprint(call, "lost", blame.home_of(call.callback.function)))
 
 

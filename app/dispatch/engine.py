@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -412,9 +411,7 @@ def _is_exhausted(call: Call) -> bool:
 
 def _used_up(call: Call) -> Dead:
     # Lost with workers that died, or counted when the callback still allowed more.
-    counted, allowed = call.claim.attempt - call.claim.spent - 1, call.callback.max_attempts
-    words = f"its attempts are used up: the callback now allows {allowed}, {counted} were counted"
-    return replace(exhausted(call), error=words)
+    return exhausted(call, counted=call.claim.attempt - call.claim.spent - 1)
 
 
 def _key(claim: Claim) -> Held:

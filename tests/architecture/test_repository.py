@@ -135,7 +135,13 @@ class TestContainers:
         """A list of exceptions cannot forget a secret, as a list of exclusions could."""
         lines = read(".dockerignore").splitlines()
         rules = [line for line in lines if line and not line.startswith("#")]
-        copied = re.findall(r"^COPY (?!--from)(\S+) ", read("Dockerfile"), re.MULTILINE)
+        copied = [
+            source
+            for sources in re.findall(
+                r"^COPY (?!--from)(.+) \S+$", read("Dockerfile"), re.MULTILINE
+            )
+            for source in sources.split()
+        ]
 
         assert "*" == rules[0]
         taken = {rule.strip("!/") for rule in rules if rule.startswith("!")}
