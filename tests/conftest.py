@@ -57,9 +57,9 @@ def _loggers_are_not_remembered() -> Iterator[None]:
     def forgetfully(**options: Any) -> None:
         configure(**{**options, "cache_logger_on_first_use": False})
 
-    structlog.configure = forgetfully
-    yield
-    structlog.configure = configure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", forgetfully)
+        yield
 
 
 @pytest.fixture(name="postgres", scope="session")
