@@ -62,6 +62,13 @@ def _loggers_are_not_remembered() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _logging_begins_anew() -> Iterator[None]:
+    """A verb that ran in this process has set a level, which would hide lines from the next."""
+    yield
+    structlog.reset_defaults()
+
+
 @pytest.fixture(name="postgres", scope="session")
 def _postgres() -> Iterator[Postgres]:
     """The server that the tests of this worker share."""

@@ -20,7 +20,7 @@ from app.dispatch import transaction
 from app.errors import TransactionRefused
 from app.store.dialects import SQLITE_NOW
 from app.store.session import DatabaseAddress
-from app.store.sessions import AuthorSessions
+from app.store.sessions import AuthorSession, AuthorSessions
 from tests.integration.ledger import Ledger, until
 from tests.integration.test_dispatch import all_are, lines, working
 
@@ -613,6 +613,30 @@ class TestTheConnection:
         assert done <= await notes(ledger) - 1 <= 12
         for task in tasks:
             task.exception()
+
+    @pytest.mark.parametrize("is_used", [True, False])
+    async def test_that_cannot_be_closed_is_cut(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, *, is_used: bool
+    ) -> None:
+        sessions = AuthorSessions(ledger.address)
+
+        async def fail(_: AuthorSession) -> None:
+            raise RuntimeError("another task is in the middle of it")
+
+        async def use_and_fail() -> None:
+            async with sessions.begin() as session:
+                if is_used:
+                    await session.execute(text(WRITE), {"id": "never"})
+                monkeypatch.setattr(AuthorSession, "close", fail)
+                raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            await use_and_fail()
+
+        monkeypatch.undo()
+        await run(ledger, "INSERT INTO {public}notes (delivery_id) VALUES ('other')")
+        assert 1 == await notes(ledger)
+        await sessions.close()
 
     async def test_has_nothing_of_the_one_before(
         self, postgres_ledger: Ledger, callbacks: Callbacks
