@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.store.base import text_to_time
 from app.store.dialects import SQLITE_LATER, SQLITE_NOW, is_postgresql, now, seconds
 from app.store.models import CallbackRow
 
@@ -47,12 +46,7 @@ async def read(
     query = select(*columns, now(connection)).where(_callbacks.c.name.in_(sorted(names)))
     query = query.order_by(_callbacks.c.name)
     rows = await connection.execute(query.with_for_update() if lock else query)
-    return [Gate(row[0], row[1], row[2], _instant(row[4]), row[3]) for row in rows]
-
-
-def _instant(moment: datetime | str) -> datetime:
-    # An expression of SQLite has no type, so its time is still text.
-    return text_to_time(moment) if isinstance(moment, str) else moment
+    return [Gate(row[0], row[1], row[2], row[4], row[3]) for row in rows]
 
 
 async def write(connection: AsyncConnection, gate: Gate) -> None:

@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.store import breakers, deliveries
 from app.store.base import text_to_time, time_to_text
 from app.store.bulk import dumps
-from app.store.dialects import SQLITE_LATER, SQLITE_NOW, is_postgresql
+from app.store.dialects import SQLITE_LATER, SQLITE_NOW, is_postgresql, now, seconds
 from app.store.ids import first_id_at
 from app.store.models import CallbackRow
 
@@ -131,7 +131,7 @@ class Registered:
 
 async def read_all(connection: AsyncConnection, *, unserved_after: timedelta) -> list[Registered]:
     """Give every callback with its times; unserved is who was not seen for so long."""
-    now = await _now(connection)
+    moment = await _read_clock(connection)
     rows = await connection.execute(select(_callbacks).order_by(_callbacks.c.name))
     return [
         Registered(
@@ -139,19 +139,15 @@ async def read_all(connection: AsyncConnection, *, unserved_after: timedelta) ->
             first_seen_at=row.first_seen_at,
             last_seen_at=row.last_seen_at,
             paused_at=row.paused_at,
-            is_served=row.last_seen_at >= now - unserved_after,
+            is_served=row.last_seen_at >= moment - unserved_after,
         )
         for row in rows
     ]
 
 
-async def _now(connection: AsyncConnection) -> datetime:
-    if is_postgresql(connection):
-        now: datetime = (
-            await connection.execute(text("SELECT statement_timestamp()"))
-        ).scalar_one()
-        return now
-    return text_to_time((await connection.exec_driver_sql(f"SELECT {SQLITE_NOW}")).scalar_one())
+async def _read_clock(connection: AsyncConnection) -> datetime:
+    moment: datetime = (await connection.execute(select(now(connection)))).scalar_one()
+    return moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +184,12 @@ async def sweep(connection: AsyncConnection, *, every: timedelta, limit: int = 1
     Looks at no more than `limit` events for each callback, from where the last sweep of
     any process ended, and at none that was swept less than `every` ago.
     """
-    now = await _now(connection)
+    moment = await _read_clock(connection)
     owed, is_behind = 0, False
     for task in await _tasks(connection, every=every):
         missing, last = await _missing(connection, task, limit=limit)
         await deliveries.enqueue(connection, missing)
-        reached = now if last is None else _time_of(last) + OVERLAP
+        reached = moment if last is None else _time_of(last) + OVERLAP
         await _mark_swept(connection, task.subscription.name, max(task.swept_at, reached))
         owed += len(missing)
         is_behind = is_behind or last is not None
@@ -208,8 +204,7 @@ async def _tasks(connection: AsyncConnection, *, every: timedelta) -> list[_Task
     if is_postgresql(connection):
         rows = (await connection.exec_driver_sql(_TASKS_POSTGRESQL, (every,))).all()
     else:
-        ago = f"{-every.total_seconds():+.3f} seconds"
-        rows = (await connection.exec_driver_sql(_TASKS_SQLITE, (ago,))).all()
+        rows = (await connection.exec_driver_sql(_TASKS_SQLITE, (seconds(-every),))).all()
     return [_task(row) for row in rows]
 
 

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, literal_column
+from sqlalchemy import ColumnElement, func, literal_column, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.store.base import UtcDateTime
 
 SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 # With a parameter, as `seconds` writes it.
@@ -29,8 +30,7 @@ def hexes(ids: Iterable[UUID]) -> str:
     return json.dumps([id_.hex for id_ in ids])
 
 
-def now(connection: AsyncConnection) -> ColumnElement[Any]:
-    """The time of the database, for an expression."""
-    if is_postgresql(connection):
-        return func.statement_timestamp()
-    return literal_column(SQLITE_NOW)
+def now(connection: AsyncConnection) -> ColumnElement[datetime]:
+    """The time of the database, as an expression; read back, it is an instant on both."""
+    moment = func.statement_timestamp() if is_postgresql(connection) else literal_column(SQLITE_NOW)
+    return type_coerce(moment, UtcDateTime())

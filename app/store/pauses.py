@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy import case, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.store.base import text_to_time
 from app.store.dialects import now
 from app.store.models import CallbackRow
 
@@ -34,11 +33,9 @@ async def read(connection: AsyncConnection) -> dict[str, Flow]:
 
 
 def _flow(row: Any) -> Flow:
-    # An expression of SQLite has no type, so its time is still text.
-    moment = text_to_time(row.now) if isinstance(row.now, str) else row.now
-    is_open = row.open_until is not None and row.open_until > moment
+    is_open = row.open_until is not None and row.open_until > row.now
     until = row.open_until if is_open else None
-    return Flow(row.name, row.paused_at, until, moment - row.last_seen_at)
+    return Flow(row.name, row.paused_at, until, row.now - row.last_seen_at)
 
 
 async def pause(connection: AsyncConnection, name: str) -> bool:
