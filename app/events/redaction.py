@@ -26,7 +26,7 @@ _SECRET_LINKS = re.compile(
 _TRACES = (
     b"token",
     b"secret",
-    b"passw",
+    b"word",
     b"key",
     b"signature",
     b"url",
@@ -37,8 +37,6 @@ _TRACES = (
 )
 
 _BACKSLASH, _SLASH = rb"\/"
-_find_url = re.compile(rb'rl"').search
-_find_token = re.compile(rb'oken"').search
 _SEPARATORS = re.compile(r"""([\s"'<>`{}|^()]+)""")
 _USERINFO = re.compile(r"://[^/?#@]*@")
 _QUERY = re.compile(r"[?#]")
@@ -54,11 +52,6 @@ def has_links(body: bytes) -> bool:
     """Whether `body` may hold a link, however escaped."""
     # A single byte is found twenty times as fast as three.
     return _BACKSLASH in body or (_SLASH in body and b"://" in body)
-
-
-def has_marks(body: bytes) -> bool:
-    """Whether `body` may hold something to redact: a link, or a link's name, however escaped."""
-    return has_links(body) or bool(_find_url(body) or _find_token(body))
 
 
 def may_hold_secrets(body: bytes) -> bool:

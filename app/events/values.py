@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from app.events.reading import LongNumber
-from app.events.redaction import Json, has_links, has_marks, redact, redact_text
+from app.events.redaction import Json, has_links, may_hold_secrets, redact, redact_text
 
 MAX_DEGRADED: Final = 32
 MAX_PATH: Final = 128
@@ -90,7 +90,7 @@ class Values:
         """Return a JSON value that every JSON column holds, without secrets."""
         if self.is_odd or (not _is_simple(value) and _may_overflow(self._body)):
             value = self._substituted(value, *path)
-        return redact(value) if self._has_links or has_marks(self._body) else value
+        return redact(value) if may_hold_secrets(self._body) else value
 
     def _clean(self, value: Json, limit: int, *path: str | int) -> str | None:
         if type(value) is not str:

@@ -280,6 +280,11 @@ class TestAnyId:
         assert {"a": 2**53 + 1, "b": 2**63, "c": 10**4299} == event.metadata
         assert () == event.degraded
 
+    @pytest.mark.parametrize("name", ["client_secret", "password", "Api-Key", "signature"])
+    def test_a_secret_of_the_caller_does_not_reach_a_column(self, name: str) -> None:
+        """Also in a body that holds no link."""
+        assert {name: "[redacted]"} == read(metadata={name: "canary"}).metadata
+
 
 class TestARepeatedKey:
     @pytest.mark.parametrize(

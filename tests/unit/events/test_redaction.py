@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from app.events.redaction import (
     MAX_DEPTH,
     REDACTED,
-    has_marks,
     may_hold_secrets,
     redact,
     redact_text,
@@ -144,28 +143,16 @@ class TestABody:
             b'{"sign_url":"b"}',
             b'{"signUrl":"b"}',
             b'{"accessToken":"b"}',
+            b'{"SIGN_URL": 1}',
+            b'{"api_key": "x"}',
+            b'{"pass_word": "x"}',
+            rb'{"\u0073ecret": 1}',
+            '{"\N{LATIN SMALL LETTER LONG S}ecret": 1}'.encode(),
         ],
     )
     def test_is_marked_when_it_may_hold_a_secret(self, body: bytes) -> None:
-        assert has_marks(body)
+        assert may_hold_secrets(body)
 
     def test_is_not_marked_otherwise(self) -> None:
-        assert not has_marks(b'{"event":"envelope.signed","envelope_id":"env_1"}')
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"SIGN_URL": 1}',
-        b'{"api_key": "x"}',
-        b'{"a": "https://x.example"}',
-        rb'{"\u0073ecret": 1}',
-        '{"\N{LATIN SMALL LETTER LONG S}ecret": 1}'.encode(),
-    ],
-)
-def test_a_body_that_may_hold_a_secret_is_looked_at(body: bytes) -> None:
-    assert may_hold_secrets(body)
-
-
-def test_a_body_that_cannot_is_not() -> None:
-    assert not may_hold_secrets(b'{"event": "envelope.signed", "parties": [{"name": "Ada"}]}')
+        assert not may_hold_secrets(b'{"event":"envelope.signed","envelope_id":"env_1"}')
+        assert not may_hold_secrets(b'{"event": "envelope.signed", "parties": [{"name": "Ada"}]}')
