@@ -272,4 +272,4 @@ def _outcomes(jobs: Iterable[Job]) -> list[Outcome]:
 
 
 def _key(job: Job) -> Held:
-    return job.call.claim.id, job.call.claim.token
+    return job.call.claim.held

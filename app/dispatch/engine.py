@@ -57,8 +57,6 @@ class Engine:
         self._options = options
         self._worker = worker
         self._turn: Any = nullcontext() if database.is_postgresql else asyncio.Lock()
-        # True if a claim stays although what comes after it fails: see `Database.begin`.
-        self._claims_stay = database.is_postgresql and not database.address.pgbouncer
         self._work = asyncio.Event()
         self._is_registered = False
         self._is_idle = asyncio.Event()
@@ -187,7 +185,7 @@ class Engine:
         rooms, claimed, found = await self._take(rooms)
         self._note_hunger(rooms, claimed)
         if self._is_stopping.is_set():
-            await self._give_back([_key(claim) for claim in claimed])
+            await self._give_back([claim.held for claim in claimed])
             return False
         self._start(claimed, found)
         return await self._postpone(rooms) or (bool(self._hungry) and bool(claimed))
@@ -202,7 +200,7 @@ class Engine:
                 await self.guard.probes.tell(connection)
                 found = await contents.load(connection, [c.id for c in claimed]) if claimed else {}
         except BaseException:
-            await self._undo([_key(claim) for claim in claimed])
+            await self._undo([claim.held for claim in claimed])
             raise
         return rooms, claimed, found
 
@@ -211,7 +209,7 @@ class Engine:
         self.guard.probes.begin([])
         self.guard.probes.release(claimed)
         # What was rolled back may be somebody else's by now, under the very same token.
-        if self._claims_stay:
+        if self._database.splits:
             await self._give_back(claimed)
 
     async def _claim_into(self, connection: Any, rooms: Sequence[Room]) -> list[Claim]:
@@ -276,7 +274,7 @@ class Engine:
         now = datetime.now(UTC)
         spent = [call for call in calls if _is_exhausted(call)]
         self.settler.put([Outcome(call, _used_up(call), None, now) for call in spent])
-        self.guard.probes.release(_key(call.claim) for call in spent)
+        self.guard.probes.release(call.claim.held for call in spent)
         self._is_idle.clear()
         self.crew.start(call for call in calls if not _is_exhausted(call))
 
@@ -315,7 +313,7 @@ class Engine:
         lost = self.crew.abandon(key for key in held if key[0] not in ours)
         for job in lost:
             log.warning("lease.lost", delivery_id=str(job.call.claim.id))
-        self.guard.probes.release(_key(job.call.claim) for job in lost)
+        self.guard.probes.release(job.call.claim.held for job in lost)
 
     async def _watch_step(self) -> None:
         self.turned = time.monotonic()
@@ -412,10 +410,6 @@ def _is_exhausted(call: Call) -> bool:
 def _used_up(call: Call) -> Dead:
     # Lost with workers that died, or counted when the callback still allowed more.
     return exhausted(call, counted=call.claim.attempt - call.claim.spent - 1)
-
-
-def _key(claim: Claim) -> Held:
-    return claim.id, claim.token
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -50,7 +50,7 @@ class Probes:
 
     def begin(self, claimed: Sequence[Claim]) -> None:
         """Note which claims probe; others may probe what there was nothing to probe with."""
-        begun = {(c.id, c.token): c.callback for c in claimed if c.callback in self._admitted}
+        begun = {c.held: c.callback for c in claimed if c.callback in self._admitted}
         self._claims |= begun
         self._idle |= self._admitted - set(begun.values())
         self._admitted.clear()
@@ -114,8 +114,8 @@ class Guard:
         Of a probe it is good: nothing failed, and nobody else will tell.
         """
         for outcome in outcomes:
-            claim, name = outcome.call.claim, outcome.call.callback.name
-            is_probe = self.probes.end((claim.id, claim.token))
+            name = outcome.call.callback.name
+            is_probe = self.probes.end(outcome.call.claim.held)
             if name not in self._breakers:
                 continue
             match outcome.verdict:

@@ -31,6 +31,10 @@ class Room:
     is_probe: bool = False
 
 
+# A delivery and the token of its claim, to be compared with the row's.
+Held = tuple[UUID, int]
+
+
 @frozen
 class Claim:
     """A delivery that is ours until its lease ends; `attempt` counts this one, too."""
@@ -43,6 +47,11 @@ class Claim:
     generation: int
     event_id: UUID
     envelope_id: str | None
+
+    @property
+    def held(self) -> Held:
+        """What its row is compared with, to tell whether it is ours still."""
+        return self.id, self.token
 
 
 # A delivery is held back while an earlier one of its envelope is owed. One that has waited
@@ -277,9 +286,6 @@ async def is_any_due(connection: AsyncConnection, callbacks: Iterable[str]) -> b
     names = json.dumps(list(callbacks))
     return bool((await connection.exec_driver_sql(_ANY_DUE_SQLITE, (names,))).scalar())
 
-
-# A delivery and the token of its claim, to be compared with the row's.
-Held = tuple[UUID, int]
 
 _OURS_POSTGRESQL = (
     "FROM unnest($1::uuid[], $2::int8[]) AS held (id, token) "

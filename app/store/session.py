@@ -142,6 +142,12 @@ class Database:
         else:
             self._reading = self.engine.execution_options(is_reading=True)
 
+    @property
+    def splits(self) -> bool:
+        """True if what is begun as `split` commits each statement by itself."""
+        # Without a session of ours there are no settings but those of a transaction.
+        return self.is_postgresql and not self._local_settings
+
     @asynccontextmanager
     async def begin(
         self, *, limit: timedelta, is_reading: bool = False, is_split: bool = False
@@ -161,9 +167,7 @@ class Database:
                 async with _transact_on_sqlite(connection, end):
                     yield connection
             else:
-                # Without a session of ours there are no settings but those of a transaction.
-                is_split = is_split and not self._local_settings
-                async with self._transact(connection, end, is_split=is_split):
+                async with self._transact(connection, end, is_split=is_split and self.splits):
                     yield connection
         finally:
             await asyncio.shield(connection.close())
