@@ -23,6 +23,7 @@ from app.store import keys as key_rows
 from app.store.schema import Fit, read_state
 from app.store.session import Database, DatabaseAddress, DatabaseError
 from app.telemetry import described, get_logger
+from app.upkeep.sequencer import Sequencer
 
 log = get_logger("service")
 
@@ -179,6 +180,7 @@ class Services:
         )
         self._served = {callback.name for callback in callbacks}
         self.announcer = Announcer(self.database)
+        self.sequencer = Sequencer(self.database, holder=worker_name())
         self._takes_webhooks = takes_webhooks
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: set[str] = set()
@@ -209,6 +211,7 @@ class Services:
             self._keep("intake", self.intake.run)
             self._keep("keys", self._flush_for_ever)
             self._keep("announcer", self.announcer.run)
+        self._keep("feed", self.sequencer.run)
         if self.dispatcher is not None:
             self.dispatcher.start()
         log.info("service.started", worker=worker_name())

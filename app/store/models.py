@@ -9,16 +9,38 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Index, LargeBinary, Text, UniqueConstraint, Uuid, text
+from sqlalchemy import (
+    BigInteger,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.store.base import Base, Document, UtcDateTime
 
 OWED = text("due_at IS NOT NULL")
+SET_ASIDE = text("state IN ('dead', 'parked', 'discarded')")
+# The order of every list of envelopes, so that none of them needs a sort.
+_LISTED = ("updated_at", "account", "id")
 
 
 def _time() -> Mapped[datetime | None]:
     return mapped_column(UtcDateTime())
+
+
+def _listed_where(condition: str, column: str) -> Index:
+    return Index(
+        f"envelopes_{column}_idx",
+        column,
+        *_LISTED,
+        postgresql_where=text(condition),
+        sqlite_where=text(condition),
+    )
 
 
 class EnvelopeRow(Base):
@@ -26,19 +48,12 @@ class EnvelopeRow(Base):
 
     __tablename__ = "envelopes"
     __table_args__ = (
-        Index("envelopes_updated_at_idx", "updated_at", "account", "id"),
-        Index(
-            "envelopes_external_id_idx",
-            "external_id",
-            postgresql_where=text("external_id IS NOT NULL"),
-            sqlite_where=text("external_id IS NOT NULL"),
-        ),
-        Index(
-            "envelopes_client_reference_id_idx",
-            "client_reference_id",
-            postgresql_where=text("client_reference_id IS NOT NULL"),
-            sqlite_where=text("client_reference_id IS NOT NULL"),
-        ),
+        Index("envelopes_updated_at_idx", *_LISTED),
+        Index("envelopes_status_idx", "status", *_LISTED),
+        _listed_where("external_id IS NOT NULL", "external_id"),
+        _listed_where("client_reference_id IS NOT NULL", "client_reference_id"),
+        _listed_where("tenant IS NOT NULL", "tenant"),
+        _listed_where("is_test", "is_test"),
     )
 
     account: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -161,6 +176,15 @@ class DeliveryRow(Base):
             postgresql_where=OWED,
             sqlite_where=OWED,
         ),
+        # In the order of the lists of operators, which are asked for what is not done.
+        Index("deliveries_owed_idx", "id", postgresql_where=OWED, sqlite_where=OWED),
+        Index(
+            "deliveries_set_aside_idx",
+            "state",
+            "id",
+            postgresql_where=SET_ASIDE,
+            sqlite_where=SET_ASIDE,
+        ),
         Index(
             "deliveries_unsettled_idx",
             "state",
@@ -273,6 +297,92 @@ class FeedRow(Base):
     account: Mapped[str] = mapped_column(Text)
     envelope_id: Mapped[str | None] = mapped_column(Text)
     at: Mapped[datetime] = mapped_column(UtcDateTime())
+
+
+class ChangeRow(Base):
+    """Something that has happened, and has no place in the feed yet.
+
+    A trigger writes one for each new event, so that no release and no writer can forget it.
+    The id is given under the lock of the envelope: it is the order of an envelope's changes,
+    but not that in which they are committed, so it says nothing to readers.
+    """
+
+    __tablename__ = "changes"
+    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012  # SQLAlchemy reads it once
+
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True
+    )
+    kind: Mapped[str] = mapped_column(Text)
+    event_id: Mapped[UUID | None] = mapped_column(Uuid())
+    account: Mapped[str] = mapped_column(Text)
+    envelope_id: Mapped[str | None] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(UtcDateTime())
+
+
+class FollowerRow(Base):
+    """Work that follows the feed off the path of a webhook, and how far it has come."""
+
+    __tablename__ = "followers"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    position: Mapped[int] = mapped_column(BigInteger)
+
+
+class TermRow(Base):
+    """What an envelope can be found by: its ids, and the addresses of its parties."""
+
+    __tablename__ = "terms"
+
+    # Compared byte by byte, so that what begins with a text lies side by side.
+    term: Mapped[str] = mapped_column(
+        Text().with_variant(Text(collation="C"), "postgresql"), primary_key=True
+    )
+    account: Mapped[str] = mapped_column(Text, primary_key=True)
+    envelope_id: Mapped[str] = mapped_column(Text, primary_key=True)
+
+
+class ExpectationRow(Base):
+    """An envelope that a consumer has created, so that its silence is noticed."""
+
+    __tablename__ = "expectations"
+    __table_args__ = (
+        Index("expectations_due_idx", "due_at", postgresql_where=OWED, sqlite_where=OWED),
+    )
+
+    account: Mapped[str] = mapped_column(Text, primary_key=True)
+    envelope_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    # Who said so.
+    consumer: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime())
+    # Null once the first event has come, or its absence was noticed.
+    due_at: Mapped[datetime | None] = _time()
+    silent_at: Mapped[datetime | None] = _time()
+
+
+class ShapeRow(Base):
+    """A type, a field or a status word that events have, and when it was first seen."""
+
+    __tablename__ = "shapes"
+
+    type: Mapped[str] = mapped_column(Text, primary_key=True)
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    first_seen_at: Mapped[datetime] = mapped_column(UtcDateTime())
+    # The event that showed it first.
+    event_id: Mapped[UUID] = mapped_column(Uuid())
+
+
+class TallyRow(Base):
+    """What all processes have counted, minute by minute."""
+
+    __tablename__ = "tallies"
+
+    at: Mapped[datetime] = mapped_column(UtcDateTime(), primary_key=True)
+    account: Mapped[str] = mapped_column(Text, primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    label: Mapped[str] = mapped_column(Text, primary_key=True)
+    count: Mapped[int] = mapped_column(BigInteger)
 
 
 class AuditRow(Base):

@@ -1,0 +1,51 @@
+"""The change feed: one order for everybody, given after the commit."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from app.store import feed
+from app.upkeep.sequencer import Sequencer
+from tests.integration.ledger import Ledger
+
+
+@pytest.fixture(name="ledger")
+async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
+    ledger = Ledger(database_url)
+    yield ledger
+    await ledger.database.close()
+
+
+class TestPlaces:
+    async def test_events_get_places_without_gaps_in_the_order_of_their_envelope(
+        self, ledger: Ledger
+    ) -> None:
+        first = await ledger.record(sequence=1)
+        second = await ledger.record(sequence=2)
+
+        await Sequencer(ledger.database, holder="a").step()
+
+        async with ledger.reading() as connection:
+            items = await feed.read(connection, 0, limit=10)
+            end = await feed.head(connection)
+        assert [(1, first), (2, second)] == [(i.position, i.event_id) for i in items]
+        assert end == feed.Place(2, items[-1].at)
+
+    async def test_what_one_process_holds_another_leaves_to_it(self, ledger: Ledger) -> None:
+        holder = Sequencer(ledger.database, holder="a")
+        other = Sequencer(ledger.database, holder="b")
+        await ledger.record()
+        await holder.step()
+        await ledger.record(envelope="env_2")
+
+        await other.step()
+
+        async with ledger.reading() as connection:
+            assert await feed.pending_since(connection) is not None
+        await holder.stop()
+        await asyncio.sleep(0.01)
+        assert await other.step() == timedelta(milliseconds=50)
+        async with ledger.reading() as connection:
+            assert await feed.pending_since(connection) is None
