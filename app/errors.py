@@ -12,6 +12,10 @@ AppError
 ├── TransactionRefused      a callback used its session as it must not
 ├── NotFound                an operator named something that is not there
 ├── NotAllowed              an operator asked for what the state of a thing forbids
+├── InvalidCursor           a place in a list that this service did not give: 422
+├── Gone                    it was there, and will not come back: 410
+├── NotYet                  what was waited for has not come in time: 503
+├── TooMany                 others wait already, as many as may: 429
 └── ConfigError             wrong wiring: the process must not start
     ├── DuplicateCallback
     └── SchemaMismatch      the database is older or newer than this release can serve
@@ -93,6 +97,22 @@ class NotFound(AppError):
 
 class NotAllowed(AppError):
     """The thing exists, but its state does not permit that; the text says why."""
+
+
+class InvalidCursor(AppError):
+    """A cursor is not one of ours, or belongs to another list."""
+
+
+class Gone(AppError):
+    """The thing was there and will not come back; the text says why."""
+
+
+class NotYet(AppError):
+    """What was waited for has not happened in time; asking again may help."""
+
+
+class TooMany(AppError):
+    """As many as may wait at once do so already; the text says of whom."""
 
 
 class ConfigError(AppError):

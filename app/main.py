@@ -13,6 +13,7 @@ from app.web import errors, health
 from app.web.api import envelopes
 from app.web.deps import Consumer, Tokens
 from app.web.openapi import describe_door
+from app.web.seats import Seats
 from app.web.webhooks import Door, DoorLimits
 from app.wiring import Services
 
@@ -67,6 +68,10 @@ def create_app(
     if face in {Face.EVERYTHING, Face.API}:
         app.state.database = services.database
         app.state.tokens = _tokens(services)
+        app.state.tail = services.tail
+        app.state.seats = Seats(
+            services.settings.api_waiters, each=services.settings.api_waiters_per_token
+        )
         app.include_router(envelopes.router)
     return app
 

@@ -290,6 +290,8 @@ class Settings(BaseSettings):
     # Who may ask.
     api_tokens: Annotated[Mapping[str, TokenSpec], NoDecode] = {}
     api_port: int | None = Field(default=None, ge=1, le=65535)
+    api_waiters: int = Field(default=5000, ge=1)
+    api_waiters_per_token: int = Field(default=2000, ge=1)
 
     # What the public door takes.
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)

@@ -24,6 +24,7 @@ from app.store.schema import Fit, read_state
 from app.store.session import Database, DatabaseAddress, DatabaseError
 from app.telemetry import described, get_logger
 from app.upkeep.sequencer import Sequencer
+from app.upkeep.tail import Tail
 
 log = get_logger("service")
 
@@ -181,6 +182,7 @@ class Services:
         self._served = {callback.name for callback in callbacks}
         self.announcer = Announcer(self.database)
         self.sequencer = Sequencer(self.database, holder=worker_name())
+        self.tail = Tail(self.database)
         self._takes_webhooks = takes_webhooks
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: set[str] = set()
@@ -212,6 +214,7 @@ class Services:
             self._keep("keys", self._flush_for_ever)
             self._keep("announcer", self.announcer.run)
         self._keep("feed", self.sequencer.run)
+        self._keep("tail", self.tail.run)
         if self.dispatcher is not None:
             self.dispatcher.start()
         log.info("service.started", worker=worker_name())
@@ -323,6 +326,7 @@ class Services:
 
     async def stop(self) -> None:
         """Commit what is waiting, let callbacks end, and close every connection."""
+        self.tail.close()
         await self.intake.close()
         if (committing := self._tasks.pop("intake", None)) is not None:
             await asyncio.wait([committing], timeout=6)

@@ -2,13 +2,15 @@
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Header, HTTPException, Request
 
 from app.store.session import Database
+from app.upkeep.tail import Tail
+from app.web.seats import Seats
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +49,48 @@ def database(request: Request) -> Database:
     return found
 
 
-def reader(request: Request) -> Consumer:
-    """Require a bearer token with the scope `read`."""
+def tail(request: Request) -> Tail:
+    """Give the newest items of the feed, which all who wait share."""
+    found: Tail = request.app.state.tail
+    return found
+
+
+def seats(request: Request) -> Seats:
+    """Give the places of those who wait."""
+    found: Seats = request.app.state.seats
+    return found
+
+
+def consumer(request: Request) -> Consumer:
+    """Require a bearer token."""
     tokens: Tokens = request.app.state.tokens
-    header = request.headers.get("authorization", "")
-    scheme, _, token = header.partition(" ")
-    consumer = None
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    found = None
     if scheme.lower() == "bearer":
         # Starlette reads headers as latin-1; this gives back the bytes that were sent.
-        consumer = tokens.recognise(token.strip(" \t").encode("latin-1"))
-    if consumer is None:
+        found = tokens.recognise(token.strip(" \t").encode("latin-1"))
+    if found is None:
         raise HTTPException(
             401, "This needs a token of API_TOKENS.", headers={"WWW-Authenticate": "Bearer"}
         )
-    if "read" not in consumer.scopes:
-        raise HTTPException(403, "This token has not the scope 'read'.")
-    return consumer
+    return found
 
 
-Reader = Annotated[Consumer, Depends(reader)]
+def _allowed(scope: str) -> Callable[[Consumer], Consumer]:
+    def require(consumer: Annotated[Consumer, Depends(consumer)]) -> Consumer:
+        if scope not in consumer.scopes:
+            raise HTTPException(403, f"This token has not the scope {scope!r}.")
+        return consumer
+
+    return require
+
+
+Reader = Annotated[Consumer, Depends(_allowed("read"))]
+Operator = Annotated[Consumer, Depends(_allowed("operate"))]
+RawReader = Annotated[Consumer, Depends(_allowed("raw"))]
 Pool = Annotated[Database, Depends(database)]
+Newest = Annotated[Tail, Depends(tail)]
+Waiting = Annotated[Seats, Depends(seats)]
 AtlasAccount = Annotated[
     str | None,
     Header(

@@ -8,11 +8,20 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from app.errors import NotAllowed, NotFound
+from app.errors import AppError, Gone, InvalidCursor, NotAllowed, NotFound, NotYet, TooMany
 from app.store.session import DatabaseError
 from app.telemetry import described, get_logger
 
 log = get_logger("api")
+
+_STATUSES: dict[type[AppError], int] = {
+    NotFound: 404,
+    NotAllowed: 409,
+    Gone: 410,
+    InvalidCursor: 422,
+    TooMany: 429,
+    NotYet: 503,
+}
 
 
 def problem(status: int, detail: str, **more: object) -> bytes:
@@ -37,8 +46,8 @@ def install(app: FastAPI) -> None:
     """Make every error of the API a problem document."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(NotFound, _not_found)
-    app.add_exception_handler(NotAllowed, _not_allowed)
+    for refusal in _STATUSES:
+        app.add_exception_handler(refusal, _refused)
     for kind in DatabaseError:
         app.add_exception_handler(kind, _database)
     app.add_exception_handler(Exception, _defect)
@@ -58,12 +67,10 @@ def _validation(_: Request, error: Exception) -> Response:
     return answer(422, "The request has values that cannot be used.", errors=problems)
 
 
-def _not_found(_: Request, error: Exception) -> Response:
-    return answer(404, str(error))
-
-
-def _not_allowed(_: Request, error: Exception) -> Response:
-    return answer(409, str(error))
+def _refused(_: Request, error: Exception) -> Response:
+    status = next(code for kind, code in _STATUSES.items() if isinstance(error, kind))
+    headers = {"Retry-After": "1"} if status in {429, 503} else None
+    return answer(status, str(error), headers=headers)
 
 
 def _database(_: Request, error: Exception) -> Response:

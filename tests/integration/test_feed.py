@@ -8,6 +8,7 @@ import pytest
 
 from app.store import feed
 from app.upkeep.sequencer import Sequencer
+from app.upkeep.tail import Tail
 from tests.integration.ledger import Ledger
 
 
@@ -49,3 +50,37 @@ class TestPlaces:
         assert await other.step() == timedelta(milliseconds=50)
         async with ledger.reading() as connection:
             assert await feed.pending_since(connection) is None
+
+
+class TestTail:
+    async def test_a_waiter_is_woken_by_what_it_waits_for(self, ledger: Ledger) -> None:
+        tail = Tail(ledger.database)
+        following = asyncio.create_task(tail.run())
+        until = asyncio.get_running_loop().time() + 20
+        sequencer = Sequencer(ledger.database, holder="a")
+        await ledger.record(envelope="env_0")
+        await sequencer.step()
+        # The first wait finds out where the feed ends.
+        assert await tail.about("env_1", tail.end, until=until)
+
+        waiting = asyncio.create_task(tail.about("env_1", tail.end, until=until))
+        others = asyncio.create_task(tail.more(tail.end, until=until))
+        event = await ledger.record(envelope="env_1")
+        await sequencer.step()
+
+        assert await waiting
+        assert await others
+        assert [event] == [item.event_id for item in tail.after(1) or []]
+        assert tail.after(0) is None
+        following.cancel()
+
+    async def test_who_waits_in_vain_is_told_when_the_time_is_over(self, ledger: Ledger) -> None:
+        tail = Tail(ledger.database)
+        following = asyncio.create_task(tail.run())
+        now = asyncio.get_running_loop().time()
+
+        assert not await tail.more(0, until=now + 0.1)
+
+        tail.close()
+        assert await tail.more(0, until=now + 60)
+        following.cancel()
