@@ -2,10 +2,12 @@
 
 import json
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.errors import AppError, Gone, InvalidCursor, NotAllowed, NotFound, NotYet, TooMany
@@ -13,6 +15,17 @@ from app.store.session import DatabaseError
 from app.telemetry import described, get_logger
 
 log = get_logger("api")
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """Why a request was not answered as asked (RFC 9457)."""
+
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["There is no envelope env_1 here."])
+
 
 _STATUSES: dict[type[AppError], int] = {
     NotFound: 404,
@@ -30,6 +43,29 @@ def problem(status: int, detail: str, **more: object) -> bytes:
     return json.dumps(document).encode()
 
 
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe, for OpenAPI, the refusals of a route; those of every route are added."""
+    return {
+        status: {
+            "description": _MEANINGS.get(status, HTTPStatus(status).phrase),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in sorted({401, 403, 422, 503, *statuses})
+    }
+
+
+_MEANINGS = {
+    401: "No token of API_TOKENS",
+    403: "The token has not the scope",
+    404: "There is none, or it belongs to an account that this token may not see",
+    409: "What is there forbids it, or the request fits more than one",
+    410: "It was there, and will not come back",
+    422: "The request has values that cannot be used",
+    429: "As many as may wait do so already",
+    503: "The database does not answer in time, or what was waited for has not come",
+}
+
+
 def answer(
     status: int, detail: str, *, headers: dict[str, str] | None = None, **more: object
 ) -> Response:
@@ -38,7 +74,7 @@ def answer(
         problem(status, detail, **more),
         status,
         headers=headers,
-        media_type="application/problem+json",
+        media_type=MEDIA_TYPE,
     )
 
 
