@@ -20,10 +20,10 @@ CORE := app/events/**,app/intake.py,app/intake/**,app/dispatch/**,app/store/**
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check fix bench soak migration lock
+.PHONY: help setup run test check openapi fix bench bench-large soak migration lock
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) \
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) \
 		| while IFS=@ read -r verb text; do printf '%-16s %s\n' "$$verb" "$$text"; done
 
 setup: $(VENV)/run.stamp $(EXTRAS:%=$(VENV)/extra-%.stamp) ## Install what the service needs into .venv (EXTRAS="nats blob")
@@ -43,10 +43,15 @@ check: $(VENV)/tools.stamp ## Format, lint, types, import contracts, tests, cove
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/hadolint Dockerfile
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	@$(PY) -m app openapi | diff -q - docs/openapi.json >/dev/null || { \
+		echo 'docs/openapi.json is not what the routes say: write it with "make openapi"' >&2; exit 1; }
 	$(PY) -m coverage erase
 	$(PY) -m pytest -n $(WORKERS) --cov --cov-report= $(ARGS)
 	$(PY) -m coverage report --include='$(CORE)' --fail-under=100
 	$(PY) -m coverage report --fail-under=95
+
+openapi: setup ## Write docs/openapi.json from the routes
+	$(PY) -m app openapi > docs/openapi.json
 
 fix: $(VENV)/tools.stamp ## Format the code and repair what the linter can repair
 	$(PY) -m ruff format .
@@ -54,6 +59,9 @@ fix: $(VENV)/tools.stamp ## Format the code and repair what the linter can repai
 
 bench: $(VENV)/bench.stamp ## Measure, and print a table of ratios
 	@exec $(PY) -m tests.bench $(ARGS)
+
+bench-large: $(VENV)/bench.stamp ## Measure with a million envelopes (ARGS="--scratch /mnt/big")
+	@exec $(PY) -m tests.bench.large $(ARGS)
 
 soak: $(VENV)/test.stamp ## Kill two replicas under load, and count (ARGS="--events 50000 --kills 50")
 	@exec $(PY) -m tests.acceptance.test_replicas $(ARGS)

@@ -263,6 +263,9 @@ class Settings(BaseSettings):
     pgbouncer: bool = False
     database_pool: int = Field(default=8, ge=2, le=200)
 
+    # For how long bodies are kept; unset, nothing is pruned by itself.
+    body_retention: Duration | None = None
+
     # Who is told.
     callbacks: str = ""
     delivery_lease: Duration = timedelta(seconds=30)
@@ -290,6 +293,7 @@ class Settings(BaseSettings):
     # Who may ask.
     api_tokens: Annotated[Mapping[str, TokenSpec], NoDecode] = {}
     api_port: int | None = Field(default=None, ge=1, le=65535)
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
     api_waiters: int = Field(default=5000, ge=1)
     api_waiters_per_token: int = Field(default=2000, ge=1)
 

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
@@ -21,12 +22,25 @@ import structlog
 from pydantic_core import PydanticSerializationError, to_json
 from structlog.typing import EventDict, Processor
 
+# Names the request that is being answered, in every line that is written meanwhile.
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
 _encode = json.JSONEncoder(ensure_ascii=True, default=str, separators=(",", ":")).encode
 
 
 def get_logger(name: str) -> Any:
     """Give the logger of one part of the service."""
     return structlog.get_logger(part=name)
+
+
+@contextmanager
+def answering(request_id: str) -> Iterator[None]:
+    """Put this id into every line that is written meanwhile, also by tasks begun meanwhile."""
+    token = _request_id.set(request_id)
+    try:
+        yield
+    finally:
+        _request_id.reset(token)
 
 
 def configure(*, level: str = "INFO", form: str = "auto", stream: BinaryIO | None = None) -> None:
@@ -47,8 +61,15 @@ def _processors(*, is_pretty: bool) -> list[Processor]:
     if is_pretty:
         console = structlog.dev.ConsoleRenderer(colors=True, pad_event_to=22, repr_native_str=True)
         stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        return [structlog.processors.add_log_level, stamper, console, _to_bytes]
-    return [structlog.processors.format_exc_info, _to_json]
+        return [structlog.processors.add_log_level, stamper, _named, console, _to_bytes]
+    return [structlog.processors.format_exc_info, _named, _to_json]
+
+
+def _named(_: Any, __: str, fields: EventDict) -> EventDict:
+    request_id = _request_id.get()
+    if request_id is not None:
+        fields.setdefault("request_id", request_id)
+    return fields
 
 
 def _to_json(_: Any, method: str, fields: EventDict) -> bytes:

@@ -3,28 +3,47 @@
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from app import __version__
 from app.callbacks.loader import load
 from app.dispatch.options import DispatchOptions
 from app.dispatch.registry import Callback
 from app.dispatch.worker import Dispatcher
 from app.errors import ConfigError, NotDurable
 from app.events.signature import Key, KeyRing, default_label, fingerprint_of
-from app.intake import DATABASE_LIMITS, Announcer, Intake, IntakeLimits, Receipt, Subscriptions
+from app.intake import (
+    DATABASE_LIMITS,
+    Announcer,
+    Fact,
+    Intake,
+    IntakeLimits,
+    Receipt,
+    Subscriptions,
+)
+from app.metrics import Metrics, labelled, one
 from app.settings import ROOT, KeySpec, Settings
 from app.store import durability
 from app.store import keys as key_rows
+from app.store.levels import pool_of
 from app.store.schema import Fit, read_state
 from app.store.session import Database, DatabaseAddress, DatabaseError
 from app.telemetry import described, get_logger
+from app.upkeep.counting import Counting
+from app.upkeep.drift import Drift
+from app.upkeep.following import Following
+from app.upkeep.levels import Gauges, Lag, show
+from app.upkeep.pruning import Pruner
 from app.upkeep.sequencer import Sequencer
+from app.upkeep.silence import Silence
 from app.upkeep.tail import Tail
+from app.upkeep.tallying import Tallies
+from app.upkeep.terms import Terms
 
 log = get_logger("service")
 
@@ -163,12 +182,17 @@ class Services:
         self.database = Database(
             database_address(settings), size=settings.database_pool, limits=DATABASE_LIMITS
         )
+        self.metrics = Metrics(version=__version__)
+        self.tallies = Tallies(self.database, holder=worker_name())
+        self.counting = Counting(self.metrics, self.tallies)
+        self.gauges, self.lag = Gauges(self.database), Lag()
         self.usage = KeyUsage(self.database)
         self.subscriptions = Subscriptions(self.database)
         self.intake = Intake(
             self.database,
             interested=self.subscriptions.names_for,
             on_owed=self._tell_workers,
+            on_recorded=self._tell_others,
             limits=IntakeLimits(
                 events=settings.max_pending_events, bytes=settings.max_pending_bytes
             ),
@@ -179,16 +203,49 @@ class Services:
             if works
             else None
         )
+        if self.dispatcher is not None:
+            self.dispatcher.on_attempted = self.counting.attempted
+        self.pruner = (
+            Pruner(self.database, settings.body_retention, holder=worker_name())
+            if works and settings.body_retention is not None
+            else None
+        )
         self._served = {callback.name for callback in callbacks}
         self.announcer = Announcer(self.database)
-        self.sequencer = Sequencer(self.database, holder=worker_name())
+        self.sequencer = Sequencer(
+            self.database, holder=worker_name(), is_pressed=lambda: self.intake.is_pressed
+        )
         self.tail = Tail(self.database)
+        self.silence = Silence(self.database, on_owed=self._tell_workers)
+        self.drift = Drift()
+        self.following = Following(
+            self.database,
+            followers=[Terms(), self.drift],
+            is_pressed=lambda: self.intake.is_pressed,
+        )
         self._takes_webhooks = takes_webhooks
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: set[str] = set()
         self._is_prepared = False
         self._obstacle = "the database has not answered yet"
         self._words: dict[str, str] = {}
+        self._show_levels()
+
+    def _show_levels(self) -> None:
+        """Show in metrics how much waits, here and in the database."""
+        show(self.metrics, self.gauges)
+        calls, gauge = self.dispatcher, self.metrics.gauge
+        gauge("atlas_pending_events", "Wait for a commit", [], lambda: one(self.intake.pending[0]))
+        gauge("atlas_pending_bytes", "Wait for a commit", [], lambda: one(self.intake.pending[1]))
+        gauge("atlas_event_loop_lag_seconds", "The worst lately", [], lambda: one(self.lag.worst))
+        drift = "Fields, types and words that events never had before"
+        self.metrics.total("atlas_drift", drift, ["kind"], lambda: labelled(self.drift.noticed))
+        pool = "Connections of the pool for webhooks and the API"
+        gauge("atlas_database_pool_size", pool, [], lambda: one(pool_of(self.database)[0]))
+        gauge("atlas_database_pool_in_use", pool, [], lambda: one(pool_of(self.database)[1]))
+        if calls is not None:
+            what = "Calls of callbacks, by what they are doing"
+            gauge("atlas_calls", what, ["state"], lambda: labelled(_under_way(calls)))
 
     async def record(self, body: bytes, *, account: str, key_label: str) -> Receipt:
         """Record one authentic body, once the database is known to fit."""
@@ -203,6 +260,11 @@ class Services:
         if self.database.is_postgresql and not callbacks <= self._served:
             self.announcer.announce()
 
+    def _tell_others(self, facts: Sequence[Fact], waits: Sequence[float]) -> None:
+        """Have what is on disk placed in the feed, and counted."""
+        self.sequencer.wake()
+        self.counting.recorded(facts, waits)
+
     async def start(self) -> None:
         """Start every loop; a database that is away does not stop the process."""
         await self._try_to_prepare()
@@ -215,6 +277,15 @@ class Services:
             self._keep("announcer", self.announcer.run)
         self._keep("feed", self.sequencer.run)
         self._keep("tail", self.tail.run)
+        self._keep("tallies", self.tallies.run)
+        self._keep("lag", self.lag.run)
+        # Where there are items to follow, one of these runs; who only answers questions has
+        # many to answer.
+        if self._takes_webhooks or self.dispatcher is not None:
+            self._keep("following", self.following.run)
+            self._keep("silence", self.silence.run)
+        if self.pruner is not None:
+            self._keep("retention", self.pruner.run)
         if self.dispatcher is not None:
             self.dispatcher.start()
         log.info("service.started", worker=worker_name())
@@ -330,13 +401,29 @@ class Services:
         await self.intake.close()
         if (committing := self._tasks.pop("intake", None)) is not None:
             await asyncio.wait([committing], timeout=6)
+        await self._stop_the_feed()
         for task in self._tasks.values():
             task.cancel()
         if self.dispatcher is not None:
             await asyncio.to_thread(self.dispatcher.stop, self.settings.shutdown_grace)
         await self.usage.flush()
+        await self.tallies.flush()
         await self.database.close()
         log.info("service.stopped", worker=worker_name())
+
+    async def _stop_the_feed(self) -> None:
+        """Let what gives places and what follows come to its end, and others go on at once."""
+        self.sequencer.close()
+        self.following.close()
+        ending = [self._tasks[name] for name in ("feed", "following") if name in self._tasks]
+        if ending:
+            await asyncio.wait(ending, timeout=2)
+            await self.sequencer.stop()
+
+
+def _under_way(dispatcher: Dispatcher) -> dict[str, float]:
+    counts = dispatcher.counts()
+    return {state: counts.get(state, 0) for state in ("running", "stuck", "unsettled")}
 
 
 def _servable(fit: Fit) -> str:

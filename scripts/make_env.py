@@ -47,7 +47,8 @@ def _atlas_key() -> str:
 
 
 def _api_tokens() -> str:
-    return f"'{dumps({'local': secrets.token_urlsafe(32)})}'"
+    operator = {"tokens": [secrets.token_urlsafe(32)], "scopes": ["read", "operate", "raw"]}
+    return f"'{dumps({'local': secrets.token_urlsafe(32), 'operator': operator})}'"
 
 
 NAMES = (
@@ -59,7 +60,7 @@ NAMES = (
     ),
     Name(
         "API_TOKENS",
-        "Who may ask this service: name to bearer token.",
+        "Who may ask this service: name to bearer token. One may only read, one may do all.",
         _api_tokens,
         instead=("API_TOKENS_FILE",),
     ),

@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 KEY = "atlas_live_the-key-of-these-tests"
 # Stands in every link, and must never stand in a text, a name or a row.
 LINK_TOKEN = "link-canary-0123456789"
 PDF = b"%PDF-1.7\n1 0 obj << /Type /Catalog >> endobj\ntrailer << >>\nstartxref\n9\n%%EOF\n"
+
+PROGRESS = ("status", "signed_count", "total", "next_signer_email", "sign_url")
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,25 @@ class AtlasStandIn:
             return self.replies.pop(0)
         if asked.headers.get("authorization", "").removeprefix("Bearer ") not in self.keys:
             return said({"code": "unauthorized", "message": "no"}, status=401)
-        envelope = self.envelopes.get(unquote(asked.path.removeprefix("/api/envelope/")))
+        return self._known(asked)
+
+    def _known(self, asked: Asked) -> Reply:
+        if asked.path == "/api/envelopes":
+            return said({"items": self._found(dict(parse_qsl(urlsplit(asked.target).query)))})
+        name = asked.path.removeprefix("/api/envelope/")
+        envelope = self.envelopes.get(unquote(name.removesuffix("/status")))
         if envelope is None:
             return said({"code": "not_found", "message": "no"}, status=404)
+        if name.endswith("/status"):
+            return said({field: envelope.get(field) for field in PROGRESS})
         return said(envelope)
+
+    def _found(self, wanted: Mapping[str, str]) -> list[Any]:
+        return [
+            envelope
+            for envelope in self.envelopes.values()
+            if all(envelope.get(name) == value for name, value in wanted.items())
+        ]
 
 
 async def _read(reader: asyncio.StreamReader) -> Asked:

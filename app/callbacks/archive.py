@@ -11,7 +11,7 @@ kept, the envelope names the newer, and a warning is logged. A replay of the eve
 back that was lost.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import product
@@ -24,7 +24,7 @@ from app.callbacks import Callbacks, Event, GiveUp, RetryLater
 from app.callbacks.shelf import Draft, Shelf, open_shelf
 from app.errors import AppError, ConfigError
 from app.outbound import TooLarge
-from app.store.archives import Archive, record_archive
+from app.store.archives import Archive, is_erased, record_archive
 from app.telemetry import get_logger
 
 # Longer than the question, the download and the disk together.
@@ -93,10 +93,17 @@ class Archiver:
             raise GiveUp("the event names no envelope")
         if event.envelope is not None and event.envelope.erased_at is not None:
             # What a person had erased is not brought back, and that is no failure.
-            log.info("document.skipped", **_about(event), reason="erased")
+            await self._forgo(event, event.envelope_id)
             return
         archive = await self._keep(event, event.envelope_id)
         # The transaction begins with the first use of the session: everything slow is over.
+        # Whoever erases writes that down first and removes files then, so nothing is left over
+        # by an attempt that was under way.
+        if await is_erased(
+            session, schema=self._schema, account=event.account, envelope_id=event.envelope_id
+        ):
+            await self._forgo(event, event.envelope_id)
+            return
         is_new = await record_archive(
             session,
             schema=self._schema,
@@ -105,6 +112,11 @@ class Archiver:
             archive=archive,
         )
         _tell(event, archive, is_new=is_new)
+
+    async def _forgo(self, event: Event, envelope_id: str) -> None:
+        """Keep nothing; an attempt before this one may have died over its file."""
+        await self._shelf.remove(_stem(event.account, envelope_id, event.received_at))
+        log.info("document.skipped", **_about(event), reason="erased")
 
     async def _keep(self, event: Event, envelope_id: str) -> Archive:
         url, key = await self._link(event, envelope_id)
@@ -202,8 +214,20 @@ def _name(event: Event, envelope_id: str, digest: str) -> str:
     known = event.envelope
     if known is not None and known.archive_name and known.archive_sha256 == digest:
         return known.archive_name
-    of = sha256(f"{event.account}\n{envelope_id}".encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{event.account}/{event.received_at:%Y/%m}/{of[:32]}-{digest[:16]}.pdf"
+    return f"{_stem(event.account, envelope_id, event.received_at)}{digest[:16]}.pdf"
+
+
+def _stem(account: str, envelope_id: str, received_at: datetime) -> str:
+    of = sha256(f"{account}\n{envelope_id}".encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{account}/{received_at:%Y/%m}/{of[:32]}-"
+
+
+async def remove_documents(
+    shelf: Shelf, account: str, envelope_id: str, received: Iterable[datetime]
+) -> int:
+    """Remove every PDF of an envelope whose events were received then; say how many."""
+    stems = {_stem(account, envelope_id, at.astimezone(UTC)) for at in received}
+    return sum([await shelf.remove(stem) for stem in sorted(stems)])
 
 
 def _tell(event: Event, archive: Archive, *, is_new: bool) -> None:

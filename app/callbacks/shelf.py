@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[0-9]{4}/[0-9]{2}/[0-9a-f]{32}-[0-9a-f]{16}\.pdf"
 )
+# What the names of all files of one envelope begin with.
+STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[0-9]{4}/[0-9]{2}/[0-9a-f]{32}-")
 CHUNK = 256 * 1024
 # A PDF says what it is within its first KiB, and that it ends within its last.
 EDGE = 1024
@@ -90,6 +92,10 @@ class Shelf(Protocol):
 
     def read(self, name: str) -> AsyncGenerator[bytes]:
         """Give the content of a file, piece by piece; raises `NotFound`."""
+        ...
+
+    async def remove(self, stem: str) -> int:
+        """Remove the files whose names begin with this, for good; say how many."""
         ...
 
 
@@ -205,6 +211,17 @@ class Directory:
         finally:
             file.close()
 
+    async def remove(self, stem: str) -> int:
+        """Remove the files of one envelope from one folder."""
+        *folder, beginning = _stem_parts(stem)
+        return await asyncio.to_thread(self._remove, folder, beginning)
+
+    def _remove(self, folder: Sequence[str], beginning: str) -> int:
+        with _named_failures(), suppress(FileNotFoundError), self._folder(folder) as here:
+            return _unlink(beginning, here)
+        # Where there is no folder there is no file.
+        return 0
+
     def _open_kept(self, folder: Sequence[str], last: str) -> IO[bytes]:
         with _named_failures():
             try:
@@ -254,6 +271,19 @@ def _sweep(drafts: int) -> None:
                 os.unlink(name, dir_fd=drafts)
 
 
+def _unlink(beginning: str, folder: int) -> int:
+    """Remove the files whose names begin so."""
+    removed = 0
+    for name in os.listdir(folder):
+        if name.startswith(beginning):
+            # Another process may be faster.
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
+                removed += 1
+    os.fsync(folder)
+    return removed
+
+
 def _open(name: str, folder: int) -> IO[bytes]:
     file = os.fdopen(os.open(name, _FILE, dir_fd=folder), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -288,6 +318,12 @@ def _parts(name: str) -> list[str]:
     if not NAME.fullmatch(name):
         raise _missing()
     return name.split("/")
+
+
+def _stem_parts(stem: str) -> list[str]:
+    if not STEM.fullmatch(stem):
+        raise _missing()
+    return stem.split("/")
 
 
 def _missing() -> NotFound:
@@ -357,6 +393,20 @@ class Bucket:
                 raise _missing() from None
             async for piece in found.stream(min_chunk_size=CHUNK):
                 yield bytes(piece)
+
+    async def remove(self, stem: str) -> int:
+        """Remove the files of one envelope from one folder."""
+        *folder, _ = _stem_parts(stem)
+        with _named_faults():
+            found = [
+                file["path"]
+                async for files in self._store.list("/".join(folder))
+                for file in files
+                if file["path"].startswith(stem)
+            ]
+            if found:
+                await self._store.delete_async(found)
+        return len(found)
 
 
 def _content(draft: Draft) -> bytes:

@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from app.cli import callbacks, check, deliveries, events, keys, serve, trigger
+from app.cli import callbacks, check, deliveries, events, keys, rebuild, retention, serve, trigger
 from app.errors import AppError, NotAllowed
 from app.store.session import DatabaseError
 
@@ -26,6 +26,9 @@ app.add_typer(callbacks.app, name="callbacks")
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(events.app, name="events")
 app.add_typer(keys.app, name="keys")
+app.command()(rebuild.rebuild)
+app.command()(retention.prune)
+app.command()(retention.erase)
 app.command()(serve.openapi)
 
 

@@ -31,6 +31,7 @@ from app.dispatch.replay import Backfilled
 from app.settings import Settings
 from app.store.failures import Cause, Group
 from app.store.session import Database, Limits
+from app.store.sight import Sight
 
 # How the list of causes writes that there is no fingerprint.
 NO_FINGERPRINT = "-"
@@ -70,17 +71,23 @@ def list_(
 
     Those that wait for a person: [b]python -m app deliveries list --state dead[/b]
     """
-    filters = {"callback": callback, "envelope_id": envelope, "account": account}
 
     async def read(database: Database, _: Settings) -> Page:
-        return await control.list_deliveries(database, state=state, limit=limit, **filters)
+        return await control.list_deliveries(
+            database,
+            state=state,
+            callback=callback,
+            envelope_id=envelope,
+            sight=Sight(None if account is None else (account,)),
+            limit=limit,
+        )
 
     page = with_database(read)
     if as_json:
         print_json([asdict(each) for each in page.items])
     elif page.items:
         _show(page)
-    elif state or any(filters.values()):
+    elif state or callback or envelope or account:
         notes.print("no deliveries match; leave out a filter to see others")
     else:
         notes.print(
@@ -298,13 +305,14 @@ def discard(
     python -m app deliveries discard --group 3f6c… --reason "test data"
     """
     chosen = _choose(delivery_id, group, callback)
-    given = {"reason": read_reason(reason), "actor": actor()}
+    why, who = read_reason(reason), actor()
 
     async def act(database: Database, _: Settings) -> str:
         if isinstance(chosen, UUID):
-            await control.discard(database, chosen, **given)
+            await control.discard(database, chosen, reason=why, actor=who)
             return f"{chosen} is discarded"
-        return f"{await failures.discard_group(database, chosen, **given)} are discarded"
+        count = await failures.discard_group(database, chosen, reason=why, actor=who)
+        return f"{count} are discarded"
 
     typer.echo(uninterrupted(lambda: with_database(act), "what is left stays dead"))
 

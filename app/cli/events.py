@@ -8,6 +8,7 @@ from uuid import UUID
 
 import typer
 
+from app.cli import drift, explain
 from app.cli.terminal import (
     READ_LIMIT,
     actor,
@@ -34,6 +35,8 @@ from app.store.session import Database
 app = typer.Typer(
     no_args_is_help=True, help="See what Atlas said, and what came of it; apply or owe it again."
 )
+app.command()(explain.explain)
+app.command()(drift.drift)
 
 
 @app.command("list")
@@ -240,7 +243,8 @@ def redispatch(
     id_ = read_id(event_id, "an event")
 
     async def act(database: Database, _: Settings) -> list[Redelivery]:
-        return await replay.redispatch(database, id_, callback=callback, actor=actor())
+        to = None if callback is None else [callback]
+        return await replay.redispatch(database, id_, to=to, actor=actor())
 
     print_table(
         ["DELIVERY", "CALLBACK", "GENERATION"],

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
@@ -20,11 +20,11 @@ from rich.console import Console
 from app import telemetry
 from app.cli.findings import GENERATED
 from app.errors import ConfigError
-from app.main import Application, Face, create_app
+from app.main import Application, Face, create_app, describe
 from app.settings import Settings, is_loopback, read_settings
 from app.store.schema import SchemaState
 from app.store.session import DatabaseError
-from app.web.protocol import Protocol
+from app.web.protocol import telling
 from app.wiring import Services, database_address, verification_keys
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
@@ -71,7 +71,8 @@ def serve(
     if migrate_first:
         asyncio.run(_migrate(settings, "head"))
     works = only is None and not no_work
-    _run(settings, _listeners(settings, only, host, port), works=works)
+    listeners = _listeners(settings, only, host, port)
+    _run(settings, [*listeners, *_metrics_listener(settings, host)], works=works)
 
 
 def work(
@@ -81,7 +82,8 @@ def work(
 ) -> None:
     """Run callbacks alone, with a health port; start as many of these as the load needs."""
     settings = _settings()
-    _run(settings, [(Face.HEALTH, host, port)], works=True)
+    listeners = [(Face.HEALTH, host, port), *_metrics_listener(settings, host)]
+    _run(settings, listeners, works=True)
 
 
 def migrate(
@@ -96,9 +98,7 @@ def migrate(
 
 def openapi() -> None:
     """Print the OpenAPI document of everything that the service answers."""
-    settings = _settings()
-    app = create_app(Services(settings, takes_webhooks=False, works=False), is_owner=False)
-    typer.echo(json.dumps(app.openapi(), indent=2, sort_keys=True))
+    typer.echo(json.dumps(describe(), indent=2, sort_keys=True, ensure_ascii=False))
 
 
 def _tune() -> None:
@@ -176,19 +176,29 @@ def _listeners(settings: Settings, only: Only | None, host: str, port: int) -> l
     return [(Face.EVERYTHING, host, port)]
 
 
+def _metrics_listener(settings: Settings, host: str) -> list[Listener]:
+    """A port of its own for metrics: the one that is public must not show them."""
+    return [] if settings.metrics_port is None else [(Face.HEALTH, host, settings.metrics_port)]
+
+
 def _run(settings: Settings, listeners: Sequence[Listener], *, works: bool) -> None:
     takes = any(face in {Face.EVERYTHING, Face.WEBHOOKS} for face, _, _ in listeners)
     services = Services(settings, takes_webhooks=takes, works=works)
     asyncio.run(_prepare(services))
     apps = [
-        create_app(services, face=face, is_owner=position == 0)
-        for position, (face, _, _) in enumerate(listeners)
+        create_app(
+            services,
+            face=face,
+            is_owner=position == 0,
+            is_production=services.database.is_postgresql or not is_loopback(host),
+        )
+        for position, (face, host, _) in enumerate(listeners)
     ]
-    servers = [_server(app) for app in apps]
+    servers = [_server(app, services) for app in apps]
     sockets = [_bind(host, port) for _, host, port in listeners]
     _tune()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(servers, sockets))
+        runner.run(_serve(servers, sockets, on_stop=services.tail.close))
 
 
 def _bind(host: str, port: int) -> list[socket.socket]:
@@ -239,10 +249,10 @@ class Server(uvicorn.Server):
         yield
 
 
-def _server(app: Application) -> Server:
+def _server(app: Application, services: Services) -> Server:
     config = uvicorn.Config(
         app,
-        http=Protocol,
+        http=telling(services.counting.rejected),
         ws="none",
         access_log=False,
         log_config=None,
@@ -255,7 +265,12 @@ def _server(app: Application) -> Server:
     return Server(config)
 
 
-async def _serve(servers: Sequence[Server], sockets: Sequence[list[socket.socket]]) -> None:
+async def _serve(
+    servers: Sequence[Server],
+    sockets: Sequence[list[socket.socket]],
+    *,
+    on_stop: Callable[[], None],
+) -> None:
     loop = asyncio.get_running_loop()
 
     stopped_at: list[float] = []
@@ -267,6 +282,9 @@ async def _serve(servers: Sequence[Server], sockets: Sequence[list[socket.socket
         stopped_at.append(loop.time())
         for server in servers:
             server.should_exit, server.force_exit = True, is_again
+        # Open requests are waited for before anything is stopped, so those that wait for
+        # something to happen have to end now.
+        on_stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

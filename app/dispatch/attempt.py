@@ -77,6 +77,13 @@ class Call:
             return self.event.type
         return (self.content.event_type if self.content else None) or ""
 
+    @property
+    def account(self) -> str:
+        """The account of its event, as far as it is known."""
+        if self.event is not None:
+            return self.event.account
+        return (self.content.account if self.content else None) or ""
+
 
 @frozen
 class Outcome:

@@ -12,16 +12,30 @@ from app.errors import NotAllowed, NotFound
 from app.store import acts, deliveries, forgetting, pauses
 from app.store import callbacks as subscriptions
 from app.store.callbacks import Registered, Subscription
-from app.store.deliveries import DEAD, DISCARDED, DONE, PARKED, PENDING, RUNNING, Delivery
+from app.store.deliveries import (
+    DEAD,
+    DISCARDED,
+    DONE,
+    EVERYTHING,
+    PARKED,
+    PENDING,
+    RUNNING,
+    Delivery,
+    Wanted,
+)
 from app.store.pauses import Flow
 from app.store.session import Connection, Database
+from app.store.sight import Sight
 
 LIMIT = timedelta(seconds=5)
 LARGEST_PAGE = 1000
+# So many are looked at, at once, for those that fit; and so often for one page, if it is a
+# person who waits for it.
+LOOKED_AT, LOOKS = 1000, 200
 DISCARDED_AT_ONCE = 500
 # Intake remembers for a second who is owed an event, and takes a moment to commit.
 MEMORY = timedelta(seconds=3)
-RETRIED = "delivery.retried"
+RETRIED, GIVEN_UP = "delivery.retried", "delivery.discarded"
 STATES = (PENDING, RUNNING, DONE, DEAD, DISCARDED, PARKED)
 
 
@@ -59,60 +73,108 @@ async def list_deliveries(  # noqa: PLR0913  # each filter is a word that operat
     state: str | None = None,
     callback: str | None = None,
     envelope_id: str | None = None,
-    account: str | None = None,
+    sight: Sight = EVERYTHING,
     limit: int = 50,
     cursor: str | None = None,
+    looks: int = LOOKS,
 ) -> Page:
-    """Give the newest deliveries that match; `cursor` continues after an earlier page."""
+    """Give the newest deliveries that match; `cursor` continues after an earlier page.
+
+    One look is at a bounded number of deliveries, so that a page may be short, or empty, and
+    still not the last one.
+    """
     if state is not None and state not in STATES:
         raise NotFound(f"there is no state {state!r}: the states are {', '.join(STATES)}")
-    filters = {
-        "state": state,
-        "callback": callback,
-        "envelope_id": envelope_id,
-        "account": account,
-    }
-    size = max(1, min(limit, LARGEST_PAGE))
     before = None if cursor is None else as_id(cursor, "a cursor")
+    search = _Search(Wanted(state, callback, envelope_id), sight, min(limit, LARGEST_PAGE), before)
     async with database.begin(limit=LIMIT, is_reading=True) as connection:
-        items = await deliveries.page(connection, filters=filters, limit=size + 1, before=before)
+        while looks > 0 and await search.look(connection):
+            looks -= 1
+        items = await deliveries.read(connection, search.found, sight)
         if callback is not None and not items:
             require_callback(await subscriptions.read(connection), callback)
-    is_last = len(items) <= size
-    return Page(tuple(items[:size]), None if is_last else str(items[size - 1].id))
+    return Page(tuple(reversed(items)), search.next_cursor)
 
 
-async def find(database: Database, delivery_id: UUID | str) -> Found:
+class _Search:
+    """Goes through deliveries, newest first, for those that a list shows."""
+
+    def __init__(self, wanted: Wanted, sight: Sight, size: int, before: UUID | None) -> None:
+        self._wanted = wanted
+        self._sight = sight
+        self._size = max(1, size)
+        self._at_once = LOOKED_AT if wanted.is_narrow(sight) else self._size + 1
+        self._before = before
+        self._is_over = False
+        self.found: list[UUID] = []
+
+    async def look(self, connection: Connection) -> bool:
+        """Look at some more; False once the page is full, or there are no more."""
+        seen = await deliveries.scan(
+            connection, self._wanted, self._sight, before=self._before, limit=self._at_once
+        )
+        self._is_over = len(seen) < self._at_once
+        for id_, fits in seen:
+            if fits and len(self.found) == self._size:
+                self._is_over = False
+                return False
+            if fits:
+                self.found.append(id_)
+            self._before = id_
+        return not self._is_over
+
+    @property
+    def next_cursor(self) -> str | None:
+        """Where to look on; None if everything was looked at."""
+        return None if self._is_over or self._before is None else str(self._before)
+
+
+async def find(database: Database, delivery_id: UUID | str, *, sight: Sight = EVERYTHING) -> Found:
     """Give one delivery with its history."""
     wanted = as_id(delivery_id, "a delivery")
     async with database.begin(limit=LIMIT, is_reading=True) as connection:
-        found = await deliveries.page(connection, filters={"id": wanted}, limit=1)
+        found = await deliveries.read(connection, [wanted], sight)
         if not found:
             raise NotFound(f"there is no delivery {wanted}")
         attempts = await deliveries.attempts_of(connection, [wanted])
         return Found(found[0], attempts, await acts.of(connection, f"delivery:{wanted}"))
 
 
-async def retry(database: Database, delivery_id: UUID | str, *, actor: str) -> Delivery:
+async def retry(
+    database: Database, delivery_id: UUID | str, *, actor: str, sight: Sight = EVERYTHING
+) -> Delivery:
     """Make a delivery due now and give it a fresh round of attempts; gives it as it was."""
-    return await _act(database, delivery_id, RETRIED, actor=actor)
+    act = _Act(RETRIED, actor)
+    return await act.do(database, delivery_id, sight)
 
 
 async def discard(
-    database: Database, delivery_id: UUID | str, *, reason: str, actor: str
+    database: Database,
+    delivery_id: UUID | str,
+    *,
+    reason: str,
+    actor: str,
+    sight: Sight = EVERYTHING,
 ) -> Delivery:
     """Owe a delivery no longer, also if it is just being tried; gives it as it was."""
-    return await _act(database, delivery_id, "delivery.discarded", actor=actor, reason=reason)
+    act = _Act(GIVEN_UP, actor, reason)
+    return await act.do(database, delivery_id, sight)
 
 
 async def list_callbacks(
-    database: Database, *, unserved_after: timedelta | None = None
+    database: Database,
+    *,
+    unserved_after: timedelta | None = None,
+    sight: Sight = EVERYTHING,
 ) -> list[CallbackStatus]:
-    """Give every callback that was ever registered, with what is owed to it."""
+    """Give every callback that was ever registered, with what is owed to it.
+
+    Who sees only some accounts is not told of the callbacks of others.
+    """
     after = unserved_after or DispatchOptions().served_within
     async with database.begin(limit=LIMIT, is_reading=True) as connection:
         registered = await subscriptions.read_all(connection, unserved_after=after)
-        counts = await deliveries.count_unsettled(connection)
+        counts = await deliveries.count_unsettled(connection, sight)
         flows = await pauses.read(connection)
         reasons = await _pause_reasons(connection, flows.values())
     return [
@@ -127,7 +189,15 @@ async def list_callbacks(
             reasons.get(each.subscription.name),
         )
         for each in registered
+        # One may be forgotten in between.
+        if each.subscription.name in flows and is_seen(each.subscription, sight)
     ]
+
+
+def is_seen(subscription: Subscription, sight: Sight) -> bool:
+    """Whether a callback may have to do with what is seen."""
+    is_shared = sight.accounts is None or subscription.account is None
+    return is_shared or subscription.account in (sight.accounts or ())
 
 
 async def _pause_reasons(connection: Connection, flows: Iterable[Flow]) -> dict[str, str | None]:
@@ -243,31 +313,39 @@ def describe_hold(flow: Flow) -> str | None:
     return None
 
 
-async def _act(
-    database: Database,
-    delivery_id: UUID | str,
-    action: str,
-    *,
-    actor: str,
-    reason: str | None = None,
-) -> Delivery:
-    wanted = as_id(delivery_id, "a delivery")
-    refusal, change = _ACTS[action]
-    async with database.begin(limit=LIMIT) as connection:
-        delivery = await deliveries.lock(connection, wanted)
-        if delivery is None:
-            raise NotFound(f"there is no delivery {wanted}")
-        if (text := refusal(delivery)) is not None:
-            raise NotAllowed(f"delivery {wanted} {text}")
-        if action == RETRIED:
-            # Of one that was forgotten nobody would ever try it, nor set it aside.
-            require_callback(await subscriptions.read(connection), delivery.callback)
-        await change(connection, wanted)
-        details = {"from_state": delivery.state, "attempts": delivery.attempts, "reason": reason}
+@dataclass(frozen=True, slots=True)
+class _Act:
+    """What somebody does to one delivery, and why."""
+
+    action: str
+    actor: str
+    reason: str | None = None
+
+    async def do(self, database: Database, delivery_id: UUID | str, sight: Sight) -> Delivery:
+        wanted = as_id(delivery_id, "a delivery")
+        refusal, change = _ACTS[self.action]
+        async with database.begin(limit=LIMIT) as connection:
+            delivery = await deliveries.lock(connection, wanted, sight)
+            if delivery is None:
+                raise NotFound(f"there is no delivery {wanted}")
+            if (text := refusal(delivery)) is not None:
+                raise NotAllowed(f"delivery {wanted} {text}")
+            if self.action == RETRIED:
+                # Of one that was forgotten nobody would ever try it, nor set it aside.
+                require_callback(await subscriptions.read(connection), delivery.callback)
+            await change(connection, wanted)
+            await self._write_down(connection, delivery)
+        return delivery
+
+    async def _write_down(self, connection: Connection, was: Delivery) -> None:
+        details = {"from_state": was.state, "attempts": was.attempts, "reason": self.reason}
         await deliveries.audit(
-            connection, actor=actor, action=action, subject=f"delivery:{wanted}", details=details
+            connection,
+            actor=self.actor,
+            action=self.action,
+            subject=f"delivery:{was.id}",
+            details=details,
         )
-    return delivery
 
 
 def _refuse_retry(delivery: Delivery) -> str | None:
@@ -296,7 +374,7 @@ def _refuse_discard(delivery: Delivery) -> str | None:
 
 _ACTS = {
     RETRIED: (_refuse_retry, deliveries.retry),
-    "delivery.discarded": (_refuse_discard, deliveries.discard),
+    GIVEN_UP: (_refuse_discard, deliveries.discard),
 }
 
 

@@ -19,7 +19,7 @@ from app.dispatch.crew import Crew
 from app.dispatch.guard import Guard
 from app.dispatch.options import DispatchOptions
 from app.dispatch.registry import Callback
-from app.dispatch.settling import Settler
+from app.dispatch.settling import Attempted, Settler
 from app.dispatch.transaction import Transactions
 from app.store import callbacks as subscriptions
 from app.store import claims, contents, deliveries
@@ -50,6 +50,7 @@ class Engine:
         options: DispatchOptions,
         worker: str,
         is_pressed: Callable[[], bool] = lambda: False,
+        on_attempted: Attempted = lambda _: None,
     ) -> None:
         self._is_pressed = is_pressed
         self._database = database
@@ -70,7 +71,9 @@ class Engine:
         self.turned = time.monotonic()
         self.troubles: dict[str, str] = {}
         self.totals: dict[str, int] = {"claimed": 0, "ended": 0, "released": 0}
-        self.settler = Settler(self._begin, worker=worker, on_settled=self._work.set)
+        self.settler = Settler(
+            self._begin, worker=worker, on_settled=self._work.set, on_attempted=on_attempted
+        )
         self.guard = Guard(
             callbacks,
             self._begin,

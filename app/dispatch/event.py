@@ -10,6 +10,7 @@ from app.errors import AppError
 from app.events.frozen import frozen
 from app.events.parties import Party
 from app.events.redaction import may_hold_secrets, redact
+from app.store.callbacks import OWN_EVENTS
 from app.store.claims import Claim
 from app.store.contents import Content, Decoded, decode, decode_envelope
 
@@ -124,7 +125,10 @@ class Event:
 
     @property
     def data(self) -> Any:
-        """The parsed body without its secrets; None once the bytes are pruned."""
+        """The parsed body without its secrets; None once the bytes are pruned.
+
+        Of an envelope that was erased it is what is left: event, envelope_id, event_id, status.
+        """
         return self._data.get()
 
     @property
@@ -142,6 +146,7 @@ def build(claim: Claim, content: Content | None, *, deadline: datetime) -> Event
     event, body = stored.event, stored.body
     if event is None:
         raise Undecodable("the event of this delivery is not in the database any more")
+    is_erased = stored.is_erased and not _is_own_and_kept(event, body)
     return Event(
         id=str(event["id"]),
         type=event["type"] or "",
@@ -161,9 +166,25 @@ def build(claim: Claim, content: Content | None, *, deadline: datetime) -> Event
         is_replay=claim.generation > 1,
         callback=claim.callback,
         deadline=deadline,
-        _data=Lazy(lambda: _data(body)),
+        _data=Lazy(lambda: _remains(event) if is_erased else _data(body)),
         _envelope=Lazy(lambda: _envelope(content)),
     )
+
+
+def _is_own_and_kept(event: Mapping[str, Any], body: bytes | None) -> bool:
+    """Whether we have said it ourselves, after the erasure: nothing of before is in it."""
+    return body is not None and (event["type"] or "").startswith(OWN_EVENTS)
+
+
+def _remains(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what an event of an erased envelope still says: identity, type and status."""
+    said = {
+        "event": event["type"],
+        "envelope_id": event["envelope_id"],
+        "event_id": event["atlas_event_id"],
+        "status": event["status"],
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _envelope(content: Content) -> Envelope | None:

@@ -12,10 +12,11 @@ from uuid import UUID
 from app.dispatch.control import LIMIT, describe_hold, is_served, require_callback
 from app.errors import NotAllowed, NotFound
 from app.store import callbacks, deliveries, failures, pauses
-from app.store.deliveries import DEAD, DONE, PENDING, RUNNING
+from app.store.deliveries import DEAD, DONE, EVERYTHING, PENDING, RUNNING
 from app.store.failures import Cause, Extent, Group, Letter
 from app.store.pauses import Flow
 from app.store.session import Database, DatabaseError
+from app.store.sight import Sight
 
 RATE = 10.0
 # Between two looks at what came of it.
@@ -48,11 +49,15 @@ class Progress:
 
 
 async def list_groups(
-    database: Database, *, callback: str | None = None, limit: int = 100
+    database: Database,
+    *,
+    callback: str | None = None,
+    sight: Sight = EVERYTHING,
+    limit: int = 100,
 ) -> list[Group]:
     """Give the causes of which there are dead letters, the latest first."""
     async with database.begin(limit=COUNTING, is_reading=True) as connection:
-        found = await failures.groups(connection, callback=callback, limit=limit)
+        found = await failures.groups(connection, callback=callback, sight=sight, limit=limit)
         if callback is not None and not found:
             require_callback(await callbacks.read(connection), callback)
     return found
@@ -119,6 +124,8 @@ async def _begin(
                 "those there are"
             )
         noted = {"callback": extent.callback, "count": extent.count, **details}
+        if cause.sight != EVERYTHING:
+            noted |= {"accounts": cause.sight.accounts, "tenant": cause.sight.tenant}
         await deliveries.audit(
             connection, actor=actor, action=action, subject=_subject(cause), details=noted
         )

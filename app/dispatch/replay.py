@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -37,12 +37,16 @@ class Redelivery:
 
 
 async def redispatch(
-    database: Database, event_id: UUID | str, *, actor: str, callback: str | None = None
+    database: Database,
+    event_id: UUID | str,
+    *,
+    actor: str,
+    to: Collection[str] | None = None,
 ) -> list[Redelivery]:
-    """Owe an event again to every callback that asks for it now, or to one of them.
+    """Owe an event again to every callback that asks for it now, or to some of them.
 
     Each gets a delivery of its own, with an idempotency key of its own, whatever became of
-    those before.
+    those before. If one that is named does not ask for it, none gets any.
     """
     wanted = as_id(event_id, "an event")
     async with database.begin(limit=LIMIT) as connection:
@@ -50,7 +54,7 @@ async def redispatch(
         if event is None:
             raise NotFound(f"there is no event {wanted}")
         _refuse_redispatch(event)
-        names = await _interested(connection, event, callback)
+        names = await _interested(connection, event, to)
         made = await _owe_again(connection, event, names)
         details = {each.callback: each.generation for each in made}
         await deliveries.audit(
@@ -76,13 +80,14 @@ def _refuse_redispatch(event: Any) -> None:
         )
 
 
-async def _interested(connection: Connection, event: Any, callback: str | None) -> list[str]:
+async def _interested(connection: Connection, event: Any, to: Collection[str] | None) -> list[str]:
     registered = await callbacks.read(connection)
-    if callback is not None:
-        registered = [require_callback(registered, callback)]
+    if to is not None:
+        registered = [require_callback(registered, name) for name in dict.fromkeys(to)]
     names = [each.name for each in registered if each.wants(event.type, event.account)]
-    if not names:
-        asked = "; ".join(_described(each) for each in registered) or "none is registered"
+    if not names or (to is not None and len(names) < len(registered)):
+        others = [each for each in registered if each.name not in names]
+        asked = "; ".join(map(_described, others)) or "none is registered"
         raise NotAllowed(f"no such callback asks for {event.type} of {event.account}: {asked}")
     return names
 

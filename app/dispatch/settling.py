@@ -24,6 +24,8 @@ UNWRITABLE = "the verdict could not be written as it was"
 
 # Opens a transaction on the database of the dispatch loop.
 Begin = Callable[..., AbstractAsyncContextManager[Any]]
+# Is told of calls whose verdicts are on disk, many at once; it must not fail.
+Attempted = Callable[[Sequence[tuple[Outcome, Settlement]]], None]
 
 
 def settlement(outcome: Outcome, *, noise: float) -> Settlement:
@@ -80,10 +82,18 @@ def _row(
 class Settler:
     """The queue of verdicts. What is in it is tried until the database takes it."""
 
-    def __init__(self, begin: Begin, *, worker: str, on_settled: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        begin: Begin,
+        *,
+        worker: str,
+        on_settled: Callable[[], None],
+        on_attempted: Attempted = lambda _: None,
+    ) -> None:
         self._begin = begin
         self._worker = worker
         self._on_settled = on_settled
+        self._on_attempted = on_attempted
         self._waiting: list[Outcome] = []
         self._batch: list[tuple[Outcome, Settlement]] = []
         self._is_filled = asyncio.Event()
@@ -96,9 +106,11 @@ class Settler:
     def put(self, outcomes: Sequence[Outcome]) -> None:
         """Take verdicts; of those that are committed already, only tell."""
         committed = [outcome for outcome in outcomes if _is_committed(outcome)]
-        for outcome in committed:
-            _tell(outcome, settlement(outcome, noise=0.0), due_at=None)
-        if committed:
+        told = [(outcome, settlement(outcome, noise=0.0)) for outcome in committed]
+        for outcome, row in told:
+            _tell(outcome, row, due_at=None)
+        if told:
+            self._on_attempted(told)
             self._on_settled()
         if len(committed) < len(outcomes):
             self._waiting += [outcome for outcome in outcomes if not _is_committed(outcome)]
@@ -161,6 +173,7 @@ class Settler:
                     _tell(outcome, row, due_at=due[row.id])
                 else:
                     log.warning("verdict.dropped", **_fields(outcome, row))
+        self._on_attempted([(outcome, row) for outcome, row in self._batch if row.id in due])
 
 
 def _is_committed(outcome: Outcome) -> bool:

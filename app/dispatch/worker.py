@@ -13,6 +13,7 @@ from app.dispatch.lanes import call
 from app.dispatch.listening import listen_for_ever
 from app.dispatch.options import DispatchOptions
 from app.dispatch.registry import Callback
+from app.dispatch.settling import Attempted
 from app.store.session import Database, DatabaseAddress
 from app.telemetry import get_logger
 
@@ -46,6 +47,8 @@ class Dispatcher:
         self._worker = worker
         self._listens_at = listens_at
         self._is_pressed = is_pressed
+        # Called on the thread of the dispatcher; to be set before the start.
+        self.on_attempted: Attempted = lambda _: None
         self._grace = timedelta(0)
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,6 +121,7 @@ class Dispatcher:
             options=self._options,
             worker=self._worker,
             is_pressed=self._is_pressed,
+            on_attempted=self.on_attempted,
         )
         self._loop, self._engine = asyncio.get_running_loop(), engine
         if self._is_stopping:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
+from app.events.erasure import ERASED, erased_status, erased_text
 from app.events.frozen import frozen
 from app.events.heading import OWN_ID_NAMES, heading_of, places_of
 from app.events.payload import Event
@@ -95,6 +96,11 @@ def core_of(event: Event) -> Core:
     return Core(event.type, event.envelope_id, event.status or event.status_word, event.reason)
 
 
+def kept_of(core: Core) -> Core:
+    """Return what is kept of a core once its envelope is erased."""
+    return Core(core.type, core.envelope_id, erased_status(core.status), erased_text(core.reason))
+
+
 def keys_of(event: Event, body: bytes) -> Keys:
     """Return the keys that `event`, read from `body`, claims."""
     own = f"id:{event.atlas_event_id}" if event.atlas_event_id is not None else None
@@ -136,9 +142,18 @@ def relate(
     """
     known = _owner(owners, keys.own) if keys.own is not None else _owner_of_rest(keys, owners)
     if known is not None:
-        is_same = core_of(event) == known.core
+        is_same = _agree(core_of(event), known.core)
         return (Relation.DUPLICATE if is_same else Relation.CONFLICT), known
     return _relate_under_new_id(keys, owners, content)
+
+
+def _agree(core: Core, known: Core) -> bool:
+    """Whether nothing that is still known contradicts; what was erased contradicts nothing."""
+    return core == known or (
+        (core.type, core.envelope_id) == (known.type, known.envelope_id)
+        and known.status in {core.status, ERASED}
+        and known.reason in {core.reason, ERASED}
+    )
 
 
 def _number(text: str) -> tuple[int, str]:

@@ -6,6 +6,7 @@ made, and it is made once.
 """
 
 from app.intake.announcement import Announcer
+from app.intake.projection import Fact
 from app.intake.queue import DATABASE_LIMITS, Intake, IntakeLimits
 from app.intake.submission import Outcome, Receipt
 from app.intake.subscriptions import Subscriptions
@@ -13,6 +14,7 @@ from app.intake.subscriptions import Subscriptions
 __all__ = [
     "DATABASE_LIMITS",
     "Announcer",
+    "Fact",
     "Intake",
     "IntakeLimits",
     "Outcome",

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from app.events.erasure import completed
 from app.events.identity import Relation, core_of
 from app.events.lifecycle import BLANK, Effect, project, refresh
 from app.events.payload import Event
@@ -50,7 +51,7 @@ class Projection:
 
     def take(self, judged: Judged, *, conflicts: Mapping[UUID, UUID]) -> None:
         """Add what one judged submission changes; `conflicts` names those known already."""
-        submission, event = judged.submission, judged.submission.event
+        submission = judged.submission
         if judged.is_settled:
             # Of an earlier try nobody knows the effect any more; the row does.
             self._answer(submission, _settled(submission), submission.event_id, effect=None)
@@ -58,19 +59,22 @@ class Projection:
             self._contradict(judged, known=conflicts.get(submission.event_id))
         elif judged.original is not None:
             self._copy(submission, judged.original)
-        elif event is None:
+        elif submission.event is None:
             self._quarantine(submission)
         else:
-            self._record(submission, event)
+            self._record(submission)
 
-    def _record(self, submission: Submission, event: Event) -> None:
-        held = self._hold(submission)
+    def _record(self, submission: Submission) -> None:
+        held, event = self._hold(submission), submission.event
+        assert event is not None  # what is not understood is in quarantine
         effect = Effect.UNKNOWN
         was_disputed = held is not None and held.envelope.disputed
         if held is not None:
             held.envelope, effect = project(
                 held.envelope, event, received_at=submission.received_at
             )
+            if held.erased_at is not None:
+                held.envelope = completed(held.envelope)
             self._advance(held)
         self._store(submission, effect=effect, held=held)
         self._owe(submission.event_id, event.type, submission.account, held)
@@ -95,6 +99,8 @@ class Projection:
         return Effect.REFRESHED
 
     def _bring_newer(self, held: Held, event: Event, submission: Submission) -> bool:
+        if held.erased_at is not None:
+            return False
         # Another replica may have received this copy before the first; that is no news, and
         # must not move a milestone whose time is only that of our receipt.
         received_at = max(submission.received_at, held.updated_at)
@@ -107,6 +113,7 @@ class Projection:
 
     def _contradict(self, judged: Judged, *, known: UUID | None) -> None:
         submission = judged.submission
+        self._bare_named(submission)
         if known is not None:
             if known != submission.event_id:
                 self.copies[known] = self.copies.get(known, 0) + 1
@@ -124,6 +131,13 @@ class Projection:
         self._raise(CONFLICT, submission, held=held)
         if not was_disputed:
             self._raise(DISPUTED, submission, held=held)
+
+    def _bare_named(self, submission: Submission) -> None:
+        """A contradiction may name another envelope than the one that it casts doubt on."""
+        key, event = submission.named_key, submission.event
+        named = self.held.get(key) if key is not None else None
+        if named is not None and named.erased_at is not None and event is not None:
+            submission.bare(event)
 
     def _store_conflict(self, judged: Judged, *, held: Held | None) -> None:
         self._store(
@@ -149,6 +163,8 @@ class Projection:
         if held is None:
             held = Held(key, BLANK, 0, 0, submission.received_at, self.now, is_new=True)
             self.held[key] = held
+        if held.erased_at is not None and submission.event is not None:
+            submission.bare(submission.event)
         return held
 
     def _advance(self, held: Held, *, sequence: int = 1) -> None:
@@ -174,7 +190,8 @@ class Projection:
             if not order:
                 row = (*row[:7], None, *row[8:])
         self.events.append(row)
-        self.bodies.append((submission.event_id, submission.body))
+        if submission.bared is None:
+            self.bodies.append((submission.event_id, submission.body))
 
     def _owe(self, event_id: UUID, event_type: str, account: str, held: Held | None) -> None:
         for callback in self.interested(event_type, account):
@@ -231,8 +248,9 @@ def _event_row(
     held: Held | None,
     original: UUID | None,
 ) -> tuple[Any, ...]:
-    core = core_of(event)
+    core = submission.bared or core_of(event)
     keys = submission.keys
+    is_digested = submission.bared is not None or (keys is not None and keys.content is not None)
     return (
         submission.event_id,
         submission.account,
@@ -247,7 +265,7 @@ def _event_row(
         held.version if held is not None else None,
         core.status,
         core.reason,
-        submission.content if keys is not None and keys.content is not None else None,
+        submission.content if is_digested else None,
         None,
         list(event.degraded) or None,
         original,

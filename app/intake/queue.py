@@ -71,11 +71,13 @@ class Intake:
         *,
         interested: Interested,
         on_owed: Callable[[set[str]], None] = lambda _: None,
+        on_recorded: Callable[[Sequence[Fact], Sequence[float]], None] = lambda *_: None,
         limits: IntakeLimits | None = None,
     ) -> None:
         self._database = database
         self._interested = interested
         self._on_owed = on_owed
+        self._on_recorded = on_recorded
         self._limits = limits or IntakeLimits()
         self._waiting: deque[Submission] = deque()
         self._outstanding: deque[Submission] = deque()
@@ -94,6 +96,11 @@ class Intake:
     def is_pressed(self) -> bool:
         """True while events wait for a transaction of their own; may be asked by any thread."""
         return len(self._waiting) >= PRESSURE
+
+    @property
+    def pending(self) -> tuple[int, int]:
+        """How many events wait for their answer, and how many bytes they are."""
+        return self._pending_events, self._pending_bytes
 
     async def record(self, body: bytes, *, account: str, key_label: str) -> Receipt:
         """Record one authentic body; return once it is durable.
@@ -246,12 +253,18 @@ class Intake:
         try:
             if projection.deliveries:
                 self._on_owed({callback for _, callback, *_ in projection.deliveries})
+            self._on_recorded(projection.facts, self._waits(projection.facts))
             with gathering():
                 for fact in projection.facts:
                     _log_fact(fact)
         except Exception:
             with suppress(Exception):
                 log.exception("announcement.failed")
+
+    def _waits(self, facts: Sequence[Fact]) -> list[float]:
+        """Say for how long the senders have waited, in seconds."""
+        since = asyncio.get_running_loop().time() + self._limits.answer.total_seconds()
+        return [since - fact.submission.deadline for fact in facts]
 
     async def _quarantine(self, submission: Submission, error: Exception) -> None:
         """Keep the bytes of the one event that the database refused for its data."""

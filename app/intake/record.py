@@ -9,6 +9,7 @@ from app.intake.ledger import Judged, Ledger
 from app.intake.projection import Fact, Interested, Projection
 from app.intake.submission import Submission
 from app.store import deliveries, envelopes, events
+from app.store.envelopes import EnvelopeKey
 from app.store.events import Claim
 from app.store.session import Connection
 
@@ -28,11 +29,21 @@ async def record(
     judged = await judge(connection, batch)
     conflicts = await claim_conflicts(connection, judged)
     keys = {key for j in judged if (key := j.submission.envelope_key) and not j.is_settled}
+    keys |= named_apart(judged)
     projection = Projection(await envelopes.lock(connection, keys), interested, now)
     for each in judged:
         projection.take(each, conflicts=conflicts)
     await _write(connection, projection)
     return projection
+
+
+def named_apart(judged: Sequence[Judged]) -> set[EnvelopeKey]:
+    """Give the envelopes that contradictions name, whichever they cast doubt on."""
+    return {
+        key
+        for each in judged
+        if each.relation is Relation.CONFLICT and (key := each.submission.named_key)
+    }
 
 
 async def judge(
@@ -101,4 +112,4 @@ async def _write(connection: Connection, projection: Projection) -> None:
         await events.count_copies(connection, projection.copies, at=projection.now)
 
 
-__all__ = ["Fact", "claim_conflicts", "conflict_claim", "judge", "record"]
+__all__ = ["Fact", "claim_conflicts", "conflict_claim", "judge", "named_apart", "record"]

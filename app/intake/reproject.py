@@ -7,6 +7,7 @@ here, and everything begins anew.
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -18,7 +19,7 @@ from app.events.lifecycle import Effect, accept, ends_said, project
 from app.intake.projection import CONFLICT, DISPUTED, Interested, Projection
 from app.intake.record import claim_conflicts, conflict_claim, judge
 from app.intake.submission import Submission, understand
-from app.store import callbacks, deliveries, envelopes, events, replays
+from app.store import callbacks, deliveries, envelopes, events, feed, pruning, replays
 from app.store.callbacks import OWN_EVENTS
 from app.store.envelopes import EnvelopeKey, EnvelopesBusy, Held
 from app.store.events import COLUMNS, Claim
@@ -124,7 +125,10 @@ async def _begin(connection: Connection, event_id: UUID, *, is_accepted: bool) -
         raise NotAllowed(f"event {event_id} is one of the service about itself, not of Atlas")
     body = await events.read_body(connection, event_id)
     if body is None:
-        raise NotAllowed(f"the bytes of event {event_id} are no longer kept")
+        raise NotAllowed(
+            f"the bytes of event {event_id} are no longer kept (pruned, or its envelope was "
+            "erased), so they cannot be read anew"
+        )
     submission = await asyncio.to_thread(
         understand,
         body,
@@ -188,7 +192,8 @@ class _Work(ABC):
 
     async def hold(self, *others: EnvelopeKey | None) -> "_Rewriting":
         """Lock the envelopes, and then the event: if it has changed, begin anew."""
-        keys = {key for key in (self.submission.envelope_key, *others) if key is not None}
+        named = (self.submission.envelope_key, self.submission.named_key)
+        keys = {key for key in (*named, *others) if key is not None}
         held = await envelopes.lock(self.connection, keys)
         if missing := {key for key in others if key is not None} - held.keys():
             raise EnvelopesBusy(missing)
@@ -206,8 +211,38 @@ class _Work(ABC):
         bodies = [(id_, body) for id_, body in rewriting.bodies if id_ != self.row.id]
         await events.add(self.connection, new, bodies)
         await events.restate(self.connection, rewriting.restated(self.row.id))
+        if self.submission.bared is not None:
+            await pruning.empty(self.connection, [self.row.id])
         await deliveries.enqueue(self.connection, rewriting.deliveries)
         await events.count_copies(self.connection, rewriting.copies, at=rewriting.now)
+        await self._note(rewriting)
+
+    async def _note(self, rewriting: "_Rewriting") -> None:
+        """Note for the feed what has changed, unless an event of our own says so already."""
+        own = self.row.account, rewriting.restated(self.row.id)["envelope_id"]
+        told = {
+            (row["account"], row["envelope_id"])
+            for row in rewriting.rows()
+            if row["id"] != self.row.id
+        }
+        changed: set[tuple[str, str | None]] = {
+            key for key, held in rewriting.held.items() if held.is_changed
+        }
+        if self._is_restated(rewriting):
+            changed.add(own)
+        for account, envelope_id in sorted(changed - told, key=str):
+            await feed.note(
+                self.connection,
+                feed.Kind.CORRECTION,
+                account=account,
+                envelope_id=envelope_id,
+                event_id=self.row.id if (account, envelope_id) == own else None,
+            )
+
+    def _is_restated(self, rewriting: "_Rewriting") -> bool:
+        """Whether the event's row says something else now to those who read the feed."""
+        after = rewriting.restated(self.row.id)
+        return any(after[name] != getattr(self.row, name) for name in feed.EVENT_COLUMNS)
 
     def done(self, result: Result, rewriting: "_Rewriting") -> Reprojected:
         restated = rewriting.restated(self.row.id)
@@ -228,10 +263,13 @@ class _Rewriting(Projection):
 
     __slots__ = ()
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Give the events that are written, by column."""
+        return (dict(zip(COLUMNS.names, row, strict=True)) for row in self.events)
+
     def restated(self, event_id: UUID) -> dict[str, Any]:
         """Give the new values of an event's row."""
-        rows = (dict(zip(COLUMNS.names, row, strict=True)) for row in self.events)
-        return next(row for row in rows if row["id"] == event_id)
+        return next(row for row in self.rows() if row["id"] == event_id)
 
     def owed(self, event_id: UUID) -> tuple[str, ...]:
         """Name the callbacks that are owed an event by this."""

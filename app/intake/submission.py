@@ -8,7 +8,16 @@ from functools import cached_property
 from uuid import UUID
 
 from app.errors import PayloadRejected
-from app.events.identity import Keys, content_digest, keys_of, quarantine_key
+from app.events.erasure import bare
+from app.events.identity import (
+    Core,
+    Keys,
+    content_digest,
+    core_of,
+    kept_of,
+    keys_of,
+    quarantine_key,
+)
 from app.events.payload import Event, parse
 from app.store.envelopes import EnvelopeKey
 from app.store.events import Claim
@@ -54,6 +63,8 @@ class Submission:
     # When the sender must have its answer, by the loop's clock.
     deadline: float = 0.0
     receipt: asyncio.Future[Receipt] | None = None
+    # What is kept of the core, if its envelope is erased; then the bytes are not kept at all.
+    bared: Core | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.change(self.event.envelope_id if self.event is not None else None)
@@ -61,6 +72,13 @@ class Submission:
     def change(self, envelope_id: str | None) -> None:
         """Say which envelope this changes."""
         self.envelope_key = None if envelope_id is None else (self.account, envelope_id)
+
+    @property
+    def named_key(self) -> EnvelopeKey | None:
+        """The envelope that the event names, whichever it changes."""
+        if self.event is None or self.event.envelope_id is None:
+            return None
+        return self.account, self.event.envelope_id
 
     @cached_property
     def claims(self) -> tuple[Claim, ...]:
@@ -74,6 +92,14 @@ class Submission:
         if self.keys is not None and self.keys.content is not None:
             return self.keys.content.rpartition(":")[2]
         return content_digest(self.body)
+
+    def bare(self, event: Event) -> None:
+        """Keep identity, type and status only: the envelope of this event is erased."""
+        if self.bared is None:
+            # The bytes will not be there to be compared with those of a copy.
+            _ = self.content
+            self.bared = kept_of(core_of(event))
+            self.event = bare(event)
 
     def quarantine(self, reason: str) -> None:
         """Keep the bytes only: the database refused what was made of them."""

@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CursorResult, Table, update
+from sqlalchemy import CursorResult, Table, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.store.models import EnvelopeRow
+from app.store.dialects import now
+from app.store.feed import Kind
+from app.store.models import ChangeRow, EnvelopeRow
 
 _TABLE: Table = EnvelopeRow.__table__  # type: ignore[assignment]
+_CHANGES: Table = ChangeRow.__table__  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,9 @@ class Archive:
 async def record_archive(
     session: AsyncSession, *, schema: str | None, account: str, envelope_id: str, archive: Archive
 ) -> bool:
-    """Record `archive` on the envelope; False if the same content is recorded already.
+    """Record `archive` on the envelope, and note it for the feed.
+
+    False if the same content is recorded already, or the envelope is erased.
 
     An author's session does not look into our `schema` by itself, so it is named; SQLite
     has none. Committing is the caller's affair.
@@ -34,6 +39,7 @@ async def record_archive(
         update(_TABLE)
         .where(_TABLE.c.account == account, _TABLE.c.id == envelope_id)
         .where(_TABLE.c.archive_sha256.is_distinct_from(archive.sha256))
+        .where(_TABLE.c.erased_at.is_(None))
         .values(
             archived_at=archive.at,
             archive_name=archive.name,
@@ -43,7 +49,31 @@ async def record_archive(
             updated_at=archive.at,
         )
     )
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    options = {"schema_translate_map": {None: schema}} if schema and is_postgresql else {}
+    options = _options(session, schema)
     result: CursorResult[Any] = await session.execute(statement, execution_options=options)  # type: ignore[assignment]
-    return result.rowcount > 0
+    if not result.rowcount:
+        return False
+    # Behind the update, whose lock makes this the order of the envelope's changes.
+    changes = insert(_CHANGES).values(
+        kind=Kind.ARCHIVE.value,
+        account=account,
+        envelope_id=envelope_id,
+        at=now(await session.connection()),
+    )
+    await session.execute(changes, execution_options=options)
+    return True
+
+
+async def is_erased(
+    session: AsyncSession, *, schema: str | None, account: str, envelope_id: str
+) -> bool:
+    """Whether a person has had an envelope erased, as of now."""
+    query = select(_TABLE.c.erased_at)
+    query = query.where(_TABLE.c.account == account, _TABLE.c.id == envelope_id)
+    result = await session.execute(query, execution_options=_options(session, schema))
+    return result.scalar() is not None
+
+
+def _options(session: AsyncSession, schema: str | None) -> dict[str, Any]:
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    return {"schema_translate_map": {None: schema}} if schema and is_postgresql else {}

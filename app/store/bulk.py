@@ -65,9 +65,15 @@ def _writer(kind: TypeEngine[Any], *, sqlite: bool) -> Callable[[Any], Any] | No
     return None
 
 
+def _from_sqlite(value: Any) -> Any:
+    # A column that holds documents turns a bare number into one.
+    return json.loads(value) if isinstance(value, str) else value
+
+
 def _reader(kind: TypeEngine[Any], *, sqlite: bool) -> Callable[[Any], Any] | None:
     if _is_document(kind):
-        return lambda value: json.loads(value) if isinstance(value, str) else value
+        # The driver of PostgreSQL has decoded it already: a text there is a document itself.
+        return _from_sqlite if sqlite else None
     if isinstance(kind, UtcDateTime):
         read = text_to_time if sqlite else in_utc
         return lambda value: None if value is None else read(value)

@@ -22,6 +22,12 @@ class Content:
     event_type: str | None
     fields_status: str | None
 
+    @property
+    def account(self) -> str | None:
+        """The account of its event, if that is there."""
+        account: str | None = self.row[_ACCOUNT]
+        return account
+
 
 _EVENT = Columns(
     EventRow.__table__,  # type: ignore[arg-type]
@@ -65,8 +71,10 @@ _LOAD_SQLITE = _LOAD + "WHERE d.id IN (SELECT value FROM json_each(?))"
 _FIRST_OF_EVENT = 3
 _FIRST_OF_ENVELOPE = _FIRST_OF_EVENT + len(_EVENT.names)
 _EVENT_TYPE = _FIRST_OF_EVENT + _EVENT.names.index("type")
+_ACCOUNT = _FIRST_OF_EVENT + _EVENT.names.index("account")
 _FIELDS_STATUS = _FIRST_OF_ENVELOPE + _ENVELOPE.names.index("fields_status")
 _ENVELOPE_ID = _FIRST_OF_ENVELOPE + _ENVELOPE.names.index("id")
+_ERASED_AT = _FIRST_OF_ENVELOPE + _ENVELOPE.names.index("erased_at")
 _TENANT = _FIRST_OF_ENVELOPE + _ENVELOPE.names.index("tenant")
 
 
@@ -93,6 +101,8 @@ class Decoded:
     tenant: str | None
     body: bytes | None
     is_late: bool
+    # A person has had the envelope erased.
+    is_erased: bool = False
 
 
 def decode(content: Content) -> Decoded:
@@ -102,7 +112,8 @@ def decode(content: Content) -> Decoded:
     if row[_FIRST_OF_EVENT] is not None:
         values = _EVENT.read(row[_FIRST_OF_EVENT:_FIRST_OF_ENVELOPE], is_postgresql=is_postgresql)
         event = dict(zip(_EVENT.names, values, strict=True))
-    return Decoded(event, row[_TENANT], row[2], is_late=bool(row[1]))
+    is_erased = row[_ERASED_AT] is not None
+    return Decoded(event, row[_TENANT], row[2], is_late=bool(row[1]), is_erased=is_erased)
 
 
 def decode_envelope(content: Content) -> Mapping[str, Any] | None:

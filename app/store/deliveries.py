@@ -10,18 +10,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import ColumnElement, Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.store.bulk import Columns
 from app.store.dialects import SQLITE_LATER, SQLITE_NOW, hexes, is_postgresql, seconds
 from app.store.ids import new_id
-from app.store.models import AttemptRow, AuditRow, DeliveryRow, EventRow
+from app.store.models import AttemptRow, AuditRow, DeliveryRow, EnvelopeRow, EventRow
 from app.store.session import fetch
+from app.store.sight import Sight
 
 PENDING, RUNNING, DONE, DEAD = "pending", "running", "done", "dead"
 DISCARDED, PARKED = "discarded", "parked"
 LOST = "the worker did not come back before its lease ran out"
+EVERYTHING = Sight(None)
 
 # An event, a callback, and the event's account, envelope and sequence.
 Owed = tuple[UUID, str, str, str | None, int | None]
@@ -227,6 +229,137 @@ _SHOWN = (
 )
 
 
+# The smallest index that holds all of a state, in the order of the list.
+_ANY, _OWED_YET = "true", "d.due_at IS NOT NULL"
+_REACHES: Mapping[str | None, str] = {
+    None: _ANY,
+    DONE: _ANY,
+    PENDING: _OWED_YET,
+    RUNNING: _OWED_YET,
+    # Written out, not sent as values: a plan made once and for all must know them. The second
+    # half is what the index says of itself, which SQLite does not infer from the first.
+    **{
+        state: f"d.state = '{state}' AND d.state IN ('{DEAD}', '{PARKED}', '{DISCARDED}')"
+        for state in (DEAD, PARKED, DISCARDED)
+    },
+}
+_FITS = """
+    ({state} IS NULL OR d.state = {state}) AND ({callback} IS NULL OR d.callback = {callback})
+    AND ({accounts} IS NULL OR d.account {among})
+    AND ({tenant} IS NULL OR EXISTS (
+        SELECT 1 FROM envelopes v
+        WHERE v.account = d.account AND v.id = d.envelope_id AND v.tenant = {tenant}))"""
+_SCAN = """
+SELECT d.id, {fits} AS fits FROM deliveries d
+WHERE {reach} AND d.id < {before} ORDER BY d.id DESC LIMIT {limit}
+"""
+# Accounts are few: each is one step in the index of events.
+_SCAN_ENVELOPE = """
+WITH RECURSIVE known (account) AS (
+    SELECT min(account) FROM events
+    UNION ALL
+    SELECT (SELECT min(account) FROM events WHERE account > known.account)
+    FROM known WHERE known.account IS NOT NULL
+)
+SELECT d.id, {fits} AS fits FROM known
+CROSS JOIN events e CROSS JOIN deliveries d
+WHERE e.account = known.account AND e.envelope_id = {envelope} AND d.event_id = e.id
+    AND d.id < {before}
+ORDER BY d.id DESC LIMIT {limit}
+"""
+_MARKS_POSTGRESQL = {
+    "before": "$1::uuid",
+    "limit": "$2::int8",
+    "state": "$3::text",
+    "callback": "$4::text",
+    "accounts": "$5::text[]",
+    "among": "= ANY ($5::text[])",
+    "tenant": "$6::text",
+    "envelope": "$7::text",
+}
+_MARKS_SQLITE = {
+    "before": "?1",
+    "limit": "?2",
+    "state": "?3",
+    "callback": "?4",
+    "accounts": "?5",
+    "among": "IN (SELECT value FROM json_each(?5))",
+    "tenant": "?6",
+    "envelope": "?7",
+}
+_LAST_ID = UUID(int=(1 << 128) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which deliveries a list is to show; None is any."""
+
+    state: str | None = None
+    callback: str | None = None
+    envelope_id: str | None = None
+
+    def is_narrow(self, sight: Sight) -> bool:
+        """Whether not each one that is looked at is shown."""
+        return self != Wanted(self.state) or self.state not in _EXACT or sight != Sight(None)
+
+
+# Of these states every row that is looked at is one.
+_EXACT = {None, DEAD, PARKED, DISCARDED}
+
+
+def scanning(wanted: Wanted, *, is_postgresql: bool) -> str:
+    """Write the statement that looks for deliveries: by the index that holds the fewest."""
+    marks = _MARKS_POSTGRESQL if is_postgresql else _MARKS_SQLITE
+    fits = _FITS.format(**marks)
+    if wanted.envelope_id is not None:
+        return _SCAN_ENVELOPE.format(fits=fits, **marks)
+    return _SCAN.format(fits=fits, reach=_REACHES[wanted.state], **marks)
+
+
+async def scan(
+    connection: AsyncConnection,
+    wanted: Wanted,
+    sight: Sight,
+    *,
+    before: UUID | None,
+    limit: int,
+) -> list[tuple[UUID, bool]]:
+    """Look at `limit` deliveries, newest first; give each with whether it is wanted and seen."""
+    on_postgresql = is_postgresql(connection)
+    accounts = None if sight.accounts is None else list(sight.accounts)
+    parameters: list[Any] = [
+        before or _LAST_ID,
+        limit,
+        wanted.state,
+        wanted.callback,
+        accounts,
+        sight.tenant,
+    ]
+    if not on_postgresql:
+        parameters[0] = (before or _LAST_ID).hex
+        parameters[4] = None if accounts is None else json.dumps(accounts)
+    if wanted.envelope_id is not None:
+        parameters.append(wanted.envelope_id)
+    rows = await fetch(connection, scanning(wanted, is_postgresql=on_postgresql), parameters)
+    return [(row[0] if on_postgresql else UUID(row[0]), bool(row[1])) for row in rows]
+
+
+def seen_by(sight: Sight) -> list[ColumnElement[bool]]:
+    """Say which deliveries may be seen, for a query on them."""
+    conditions: list[ColumnElement[bool]] = []
+    if sight.accounts is not None:
+        conditions.append(_deliveries.c.account.in_(sight.accounts))
+    if sight.tenant is not None:
+        envelope: Any = EnvelopeRow.__table__
+        of_tenant = select(envelope.c.id).where(
+            envelope.c.account == _deliveries.c.account,
+            envelope.c.id == _deliveries.c.envelope_id,
+            envelope.c.tenant == sight.tenant,
+        )
+        conditions.append(of_tenant.exists())
+    return conditions
+
+
 async def page(
     connection: AsyncConnection,
     *,
@@ -234,11 +367,10 @@ async def page(
     limit: int,
     before: UUID | None = None,
 ) -> list[Delivery]:
-    """Give deliveries, newest first, whose columns have the values of `filters` (None: any)."""
+    """Give deliveries, newest first, whose columns have the values of `filters`."""
     query = _shown().order_by(_deliveries.c.id.desc()).limit(limit)
     for name, value in filters.items():
-        if value is not None:
-            query = query.where(_deliveries.c[name] == value)
+        query = query.where(_deliveries.c[name] == value)
     if before is not None:
         query = query.where(_deliveries.c.id < before)
     return [Delivery(*row) for row in await connection.execute(query)]
@@ -249,9 +381,12 @@ def _shown() -> Any:
     return select(*_SHOWN).select_from(joined)
 
 
-async def read(connection: AsyncConnection, delivery_ids: Sequence[UUID]) -> list[Delivery]:
-    """Give these deliveries, oldest first."""
-    query = _shown().where(_deliveries.c.id.in_(delivery_ids)).order_by(_deliveries.c.id)
+async def read(
+    connection: AsyncConnection, delivery_ids: Sequence[UUID], sight: Sight = EVERYTHING
+) -> list[Delivery]:
+    """Give those of these deliveries that may be seen, oldest first."""
+    query = _shown().where(_deliveries.c.id.in_(delivery_ids), *seen_by(sight))
+    query = query.order_by(_deliveries.c.id)
     return [Delivery(*row) for row in await connection.execute(query)]
 
 
@@ -269,9 +404,11 @@ async def dead_fingerprints(
     return known
 
 
-async def lock(connection: AsyncConnection, delivery_id: UUID) -> Delivery | None:
+async def lock(
+    connection: AsyncConnection, delivery_id: UUID, sight: Sight = EVERYTHING
+) -> Delivery | None:
     """Give one delivery, and keep others from changing it until the transaction ends."""
-    query = _shown().where(_deliveries.c.id == delivery_id)
+    query = _shown().where(_deliveries.c.id == delivery_id, *seen_by(sight))
     locked = query.with_for_update(of=_deliveries)
     row = (await connection.execute(locked)).one_or_none()
     return None if row is None else Delivery(*row)
@@ -329,11 +466,13 @@ async def audit(
     )
 
 
-async def count_unsettled(connection: AsyncConnection) -> dict[tuple[str, str], int]:
+async def count_unsettled(
+    connection: AsyncConnection, sight: Sight = EVERYTHING
+) -> dict[tuple[str, str], int]:
     """Count, by callback and state, the deliveries that are owed, dead or parked."""
     is_unsettled = _deliveries.c.due_at.is_not(None) | _deliveries.c.state.in_([DEAD, PARKED])
     columns = (_deliveries.c.callback, _deliveries.c.state)
-    query = select(*columns, func.count()).where(is_unsettled).group_by(*columns)
+    query = select(*columns, func.count()).where(is_unsettled, *seen_by(sight)).group_by(*columns)
     return {(row[0], row[1]): row[2] for row in await connection.execute(query)}
 
 

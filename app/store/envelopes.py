@@ -6,7 +6,6 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.errors import AppError
@@ -24,7 +23,7 @@ _PARTIES = _DECIDED.index("parties")
 _PARTY = tuple(field.name for field in fields(Party))
 _decided = attrgetter(*_DECIDED)
 _party = attrgetter(*_PARTY)
-_OWN = ("account", "id", "version", "sequence", "first_seen_at", "updated_at")
+_OWN = ("account", "id", "version", "sequence", "first_seen_at", "updated_at", "erased_at")
 _COLUMNS = Columns(EnvelopeRow.__table__, [*_OWN, *_DECIDED])  # type: ignore[arg-type]
 _CHANGED = (*_OWN[2:4], "updated_at", *_DECIDED)
 
@@ -77,6 +76,8 @@ class Held:
     sequence: int
     first_seen_at: datetime
     updated_at: datetime
+    # Set once a person has had it erased: of what comes later, next to nothing is kept.
+    erased_at: datetime | None = None
     is_new: bool = False
     is_changed: bool = False
 
@@ -97,7 +98,7 @@ async def lock(connection: AsyncConnection, keys: Iterable[EnvelopeKey]) -> dict
 
 
 def _held(row: Sequence[Any]) -> Held:
-    account, envelope_id, version, sequence, first_seen_at, updated_at = row[: len(_OWN)]
+    account, envelope_id, version, sequence, first_seen_at, updated_at, erased_at = row[: len(_OWN)]
     return Held(
         key=(account, envelope_id),
         envelope=_envelope(row[len(_OWN) :]),
@@ -105,6 +106,7 @@ def _held(row: Sequence[Any]) -> Held:
         sequence=sequence,
         first_seen_at=first_seen_at,
         updated_at=updated_at,
+        erased_at=erased_at,
     )
 
 
@@ -151,29 +153,6 @@ def _row(held: Held) -> tuple[Any, ...]:
         held.sequence,
         held.first_seen_at,
         held.updated_at,
+        held.erased_at,
         *decided,
     )
-
-
-async def find(
-    connection: AsyncConnection,
-    envelope_id: str,
-    *,
-    accounts: Iterable[str] | None,
-    meant: str | None = None,
-) -> Sequence[Row[Any]]:
-    """Give the rows with this id in the accounts that the caller may see (None: all).
-
-    `meant` is the label of one account, or else a tenant, with or without `ext_`.
-    """
-    table = EnvelopeRow.__table__
-    query = select(table).where(table.c.id == envelope_id).order_by(table.c.account)
-    if accounts is not None:
-        query = query.where(table.c.account.in_(sorted(accounts)))
-    if meant is not None:
-        labelled = (await connection.execute(query.where(table.c.account == meant))).all()
-        if labelled:
-            return labelled
-        query = query.where(table.c.tenant == meant.removeprefix("ext_"))
-    # Last, so that it cuts only what is ambiguous anyway.
-    return (await connection.execute(query.limit(100))).all()

@@ -9,17 +9,22 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Text, cast, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.store.deliveries import DEAD, DISCARDED, PENDING
+from app.store.deliveries import DEAD, DISCARDED, EVERYTHING, PENDING, seen_by
 from app.store.dialects import now
 from app.store.models import DeliveryRow, EventRow
+from app.store.sight import Sight
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What dead letters have in common: a fingerprint, or a callback if they have none."""
+    """What dead letters have in common: a fingerprint, or a callback if they have none.
+
+    To who sees only some accounts, those of others are not there.
+    """
 
     fingerprint: str | None
     callback: str | None = None
+    sight: Sight = EVERYTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +77,20 @@ _COUNTED = (
 
 
 async def groups(
-    connection: AsyncConnection, *, callback: str | None = None, limit: int = 100
+    connection: AsyncConnection,
+    *,
+    callback: str | None = None,
+    sight: Sight = EVERYTHING,
+    limit: int = 100,
 ) -> list[Group]:
     """Give the causes of which there are dead letters, the latest first."""
+    conditions = seen_by(sight)
+    if callback is not None:
+        conditions.append(_deliveries.c.callback == callback)
     counted = [
-        *await _count_by(connection, (_deliveries.c.fingerprint,), callback=callback, limit=limit),
-        *await _count_by(
-            connection, (_deliveries.c.callback, _events.c.type), callback=callback, limit=limit
-        ),
+        row
+        for columns in ((_deliveries.c.fingerprint,), (_deliveries.c.callback, _events.c.type))
+        for row in await _count_by(connection, columns, conditions, limit=limit)
     ]
     samples = await _samples(connection, [UUID(row[-1]) for row in counted])
     found = [_group(row, samples[UUID(row[-1])]) for row in counted]
@@ -88,16 +99,19 @@ async def groups(
 
 
 async def _count_by(
-    connection: AsyncConnection, columns: Sequence[Any], *, callback: str | None, limit: int
+    connection: AsyncConnection,
+    columns: Sequence[Any],
+    conditions: Sequence[ColumnElement[bool]],
+    *,
+    limit: int,
 ) -> Sequence[Any]:
     """Count by fingerprint; or by callback and type those that died without one."""
     source, is_known = _deliveries, _deliveries.c.fingerprint.is_not(None)
     if len(columns) > 1:
         source = _deliveries.outerjoin(_events, _events.c.id == _deliveries.c.event_id)
         is_known = _deliveries.c.fingerprint.is_(None)
-    query = select(*columns, *_COUNTED).select_from(source).where(_IS_DEAD, is_known)
-    if callback is not None:
-        query = query.where(_deliveries.c.callback == callback)
+    query = select(*columns, *_COUNTED).select_from(source)
+    query = query.where(_IS_DEAD, is_known, *conditions)
     query = query.group_by(*columns).order_by(_COUNTED[2].desc()).limit(limit)
     return (await connection.execute(query)).all()
 
@@ -125,10 +139,11 @@ def _group(counted: Any, sample: Any) -> Group:
 
 
 def _of(cause: Cause) -> list[ColumnElement[bool]]:
+    seen = seen_by(cause.sight)
     if cause.fingerprint is not None:
-        return [_IS_DEAD, _deliveries.c.fingerprint == cause.fingerprint]
+        return [_IS_DEAD, _deliveries.c.fingerprint == cause.fingerprint, *seen]
     has_none = _deliveries.c.fingerprint.is_(None)
-    return [_IS_DEAD, has_none, _deliveries.c.callback == cause.callback]
+    return [_IS_DEAD, has_none, _deliveries.c.callback == cause.callback, *seen]
 
 
 async def measure(connection: AsyncConnection, cause: Cause) -> Extent | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, and_, func, select, text, update
+from sqlalchemy import Row, and_, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.errors import ConfigError, NotAllowed, NotFound
@@ -13,12 +13,16 @@ from app.store.ids import new_id
 from app.store.models import (
     AuditRow,
     CallbackRow,
+    ChangeRow,
     DeliveryRow,
     EnvelopeRow,
     EventRow,
+    ExpectationRow,
     FeedRow,
     IdentityRow,
     KeyRow,
+    TallyRow,
+    TermRow,
 )
 
 
@@ -90,8 +94,17 @@ _LABELLED: Sequence[Any] = (
     CallbackRow.__table__,
     DeliveryRow.__table__,
     FeedRow.__table__,
+    ChangeRow.__table__,
+    TermRow.__table__,
+    ExpectationRow.__table__,
     KeyRow.__table__,
 )
+# What was counted for both is added up.
+_MERGE = """
+INSERT INTO tallies (at, account, name, label, count)
+SELECT at, :new, name, label, count FROM tallies WHERE account = :old
+ON CONFLICT (at, account, name, label) DO UPDATE SET count = tallies.count + excluded.count
+"""
 
 
 async def rename(
@@ -110,6 +123,7 @@ async def rename(
     for table in _LABELLED:
         moving = update(table).where(table.c.account == old).values(account=new)
         moved[table.name] = (await connection.execute(moving)).rowcount
+    moved[TallyRow.__tablename__] = await _merge_tallies(connection, old, new)
     if not any(moved.values()):
         raise NotFound(f"nothing here belongs to an account {old!r}")
     note = {"id": new_id(), "at": at, "actor": actor, "action": "account.renamed"}
@@ -119,6 +133,12 @@ async def rename(
         )
     )
     return moved
+
+
+async def _merge_tallies(connection: AsyncConnection, old: str, new: str) -> int:
+    await connection.execute(text(_MERGE), {"old": old, "new": new})
+    gone = delete(TallyRow).where(TallyRow.account == old)
+    return (await connection.execute(gone)).rowcount
 
 
 async def _hold_writers(connection: AsyncConnection) -> None:
@@ -134,6 +154,7 @@ async def _refuse_collisions(connection: AsyncConnection, old: str, new: str) ->
     for table, column, what in (
         (EnvelopeRow.__table__, "id", "envelopes"),
         (IdentityRow.__table__, "key", "events"),
+        (ExpectationRow.__table__, "envelope_id", "expectations"),
     ):
         mine, theirs = table.alias(), table.alias()
         same = and_(mine.c[column] == theirs.c[column], theirs.c.account == new)

@@ -333,6 +333,7 @@ class TermRow(Base):
     """What an envelope can be found by: its ids, and the addresses of its parties."""
 
     __tablename__ = "terms"
+    __table_args__ = (Index(None, "account", "envelope_id"),)
 
     # Compared byte by byte, so that what begins with a text lies side by side.
     term: Mapped[str] = mapped_column(

@@ -5,13 +5,13 @@ is read.
 """
 
 import asyncio
-from collections import defaultdict, deque
+from collections import defaultdict
 from contextlib import suppress
-from datetime import timedelta
-from itertools import islice
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from app.store import feed
-from app.store.feed import Item
+from app.store.feed import Item, Place
 from app.store.session import Database, DatabaseError
 from app.telemetry import get_logger
 
@@ -20,17 +20,24 @@ log = get_logger("feed")
 LIMIT = timedelta(seconds=3)
 TICK, PAUSE = timedelta(milliseconds=50), timedelta(seconds=1)
 AT_ONCE = 1000
-# What is kept for readers who are a little behind; others read from the database.
-KEPT = 5000
+# What is kept for readers who are a little behind; others read from the database. A little
+# more is kept for a while, so that not every new item moves all the others.
+KEPT, SLACK = 5000, 1000
+
+# Before the first item of any feed.
+START: Final = Place(0, datetime.fromtimestamp(0, UTC))
 
 
 class Tail:
-    """Follows the feed's end. Items behind `first` are kept, and `end` is the newest."""
+    """Follows the feed's end: items behind `first` are kept, and `end` is the newest."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._items: deque[Item] = deque(maxlen=KEPT)
-        self.end = 0
+        self._items: list[Item] = []
+        self._first = self._last = START
+        self._is_begun = False
+        # How often the feed turned out to be another one than it was.
+        self._breaks = 0
         self.is_closed = False
         self._waiters = 0
         self._wanted = asyncio.Event()
@@ -41,14 +48,19 @@ class Tail:
     @property
     def first(self) -> int:
         """The position behind which every item is kept."""
-        return self.end - len(self._items)
+        return self._first.position
+
+    @property
+    def end(self) -> int:
+        """The position of the newest item that is known here."""
+        return self._last.position
 
     async def run(self) -> None:
         """Follow the feed while somebody waits, for ever."""
         while True:
             await self._wanted.wait()
             try:
-                await self._jump()
+                await self._resume()
                 while self._waiters:
                     is_behind = await self._read()
                     await asyncio.sleep(0 if is_behind else TICK.total_seconds())
@@ -57,23 +69,49 @@ class Tail:
                 log.warning("tail.delayed", error=type(error).__name__)
                 await asyncio.sleep(PAUSE.total_seconds())
 
-    async def _jump(self) -> None:
-        """Begin at the end of today: those who wait look for themselves at what was before."""
+    async def _resume(self) -> None:
+        """Go on where it was; if that is too far back, or nowhere, at the end of today.
+
+        Those who wait look for themselves at what was before.
+        """
         async with self._database.begin(limit=LIMIT, is_reading=True, is_split=True) as connection:
-            head = await feed.head(connection)
+            head = await feed.head(connection) or START
+        if self._is_begun and head.position - self.end <= AT_ONCE:
+            return
+        self._is_begun = True
         self._items.clear()
-        self.end = head.position if head is not None else 0
+        self._first = self._last = head
         self._wake_all()
 
     async def _read(self) -> bool:
         """Take over what is new; True if there may be more of it already."""
+        known = [self._last] if self.end else []
         async with self._database.begin(limit=LIMIT, is_reading=True, is_split=True) as connection:
-            items = await feed.read(connection, self.end, limit=AT_ONCE)
-        if items:
-            self._items.extend(items)
-            self.end = items[-1].position
-            self._wake(items)
-        return len(items) == AT_ONCE
+            # The last one comes along, to see that this is still the same feed.
+            items = await feed.read(connection, self.end - len(known), limit=AT_ONCE + len(known))
+        if known != [place_of(item) for item in items[: len(known)]]:
+            await self._begin_anew()
+            return False
+        new = items[len(known) :]
+        if new:
+            self._keep(new)
+            self._wake(new)
+        return len(new) == AT_ONCE
+
+    async def _begin_anew(self) -> None:
+        """Forget a feed that is not there any more: somebody has restored the database."""
+        log.warning("tail.broken", position=self.end)
+        self._is_begun = False
+        self._breaks += 1
+        await self._resume()
+
+    def _keep(self, items: list[Item]) -> None:
+        self._items.extend(items)
+        self._last = place_of(items[-1])
+        surplus = len(self._items) - KEPT
+        if surplus > SLACK:
+            self._first = place_of(self._items[surplus - 1])
+            del self._items[:surplus]
 
     def _wake(self, items: list[Item]) -> None:
         more, self._more = self._more, asyncio.Event()
@@ -93,15 +131,28 @@ class Tail:
         """Give what is kept behind a position; None if some of it is not kept any more."""
         if position < self.first:
             return None
-        return list(islice(self._items, position - self.first, None))
+        return self._items[position - self.first :]
+
+    def behind(self, place: Place) -> list[Item] | None:
+        """Give what is kept behind a place; None if that is not known here, or not as such.
+
+        Then only the database can tell what is there.
+        """
+        if not self.first <= place.position <= self.end:
+            return None
+        index = place.position - self.first
+        known = self._first if index == 0 else place_of(self._items[index - 1])
+        return self._items[index:] if known == place else None
 
     async def more(self, position: int, *, until: float) -> bool:
         """Wait until there is something behind a position; False once it is `until`.
 
         `until` is a time of the running loop. At the end of the process everybody is told to
-        look once more, and sees that it `is_closed`.
+        look once more, and sees that it `is_closed`; so is everybody when the feed turns out
+        to be another one.
         """
-        while self.end <= position and not self.is_closed:
+        breaks = self._breaks
+        while self.end <= position and not self.is_closed and breaks == self._breaks:
             if not await self._wait(self._more, until):
                 return False
         return True
@@ -126,6 +177,11 @@ class Tail:
             if not self._about[envelope_id]:
                 del self._about[envelope_id]
 
+    async def pause(self, *, until: float) -> None:
+        """Wait for a time; the end of the process ends it."""
+        while not self.is_closed and await self._wait(self._more, until):
+            pass
+
     async def _wait(self, happened: asyncio.Event, until: float) -> bool:
         self._waiters += 1
         self._wanted.set()
@@ -141,3 +197,8 @@ class Tail:
         """End every wait: the process is about to stop."""
         self.is_closed = True
         self._wake_all()
+
+
+def place_of(item: Item) -> Place:
+    """Give the place of an item."""
+    return Place(item.position, item.at)

@@ -2,9 +2,9 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, HTTPException, Request
 
@@ -43,25 +43,27 @@ def _digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
 
-def database(request: Request) -> Database:
+# What follows is asynchronous only so that FastAPI does not run it in a thread each time, which
+# costs more than everything else that such a request does.
+async def database(request: Request) -> Database:
     """Give the pool of the API."""
     found: Database = request.app.state.database
     return found
 
 
-def tail(request: Request) -> Tail:
+async def tail(request: Request) -> Tail:
     """Give the newest items of the feed, which all who wait share."""
     found: Tail = request.app.state.tail
     return found
 
 
-def seats(request: Request) -> Seats:
+async def seats(request: Request) -> Seats:
     """Give the places of those who wait."""
     found: Seats = request.app.state.seats
     return found
 
 
-def consumer(request: Request) -> Consumer:
+def recognise(request: Request) -> Consumer:
     """Require a bearer token."""
     tokens: Tokens = request.app.state.tokens
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -73,16 +75,33 @@ def consumer(request: Request) -> Consumer:
         raise HTTPException(
             401, "This needs a token of API_TOKENS.", headers={"WWW-Authenticate": "Bearer"}
         )
+    # For the line that the log has of every answer.
+    request.scope["consumer"] = found.name
     return found
 
 
-def _allowed(scope: str) -> Callable[[Consumer], Consumer]:
-    def require(consumer: Annotated[Consumer, Depends(consumer)]) -> Consumer:
-        if scope not in consumer.scopes:
-            raise HTTPException(403, f"This token has not the scope {scope!r}.")
-        return consumer
+def require(consumer: Consumer, scope: str) -> Consumer:
+    """Require that a consumer has a scope."""
+    if scope not in consumer.scopes:
+        raise HTTPException(403, f"This token has not the scope {scope!r}.")
+    return consumer
 
-    return require
+
+def reader(request: Request) -> Consumer:
+    """Require a token that may read, for a route that reads no declarations."""
+    return require(recognise(request), "read")
+
+
+async def consumer(request: Request) -> Consumer:
+    """Require a bearer token, whatever it may do."""
+    return recognise(request)
+
+
+def _allowed(scope: str) -> Callable[[Consumer], Coroutine[Any, Any, Consumer]]:
+    async def allowed(consumer: Annotated[Consumer, Depends(consumer)]) -> Consumer:
+        return require(consumer, scope)
+
+    return allowed
 
 
 Reader = Annotated[Consumer, Depends(_allowed("read"))]

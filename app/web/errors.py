@@ -55,6 +55,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _MEANINGS = {
+    400: "The body cannot be read",
     401: "No token of API_TOKENS",
     403: "The token has not the scope",
     404: "There is none, or it belongs to an account that this token may not see",

@@ -5,7 +5,7 @@ requests are refused here, before any application, in the same words as everythi
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.telemetry import Throttle, get_logger
 from app.web.errors import problem
+from app.web.seats import WAITS
 
 log = get_logger("door")
 
@@ -23,12 +24,17 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 _rejections = Throttle(per_second=10)
 
 
+# Is told the reason and the status of every refusal.
+Refused = Callable[[str, int], None]
+
+
 class Protocol(HttpToolsProtocol):
     """One connection; the head of each request must come soon, and be of a sane size."""
 
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None until the first request
 
     head_time: float = HEAD_TIME
+    on_refusal: Refused = staticmethod(lambda *_: None)
     _head_timer: asyncio.TimerHandle | None = None
     # What arrived of a head that is not complete yet, and what its lines came to.
     _head_bytes: int = 0
@@ -63,6 +69,9 @@ class Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Answer what was asked completely before the sender closed its side."""
         if self.cycle is None or self.cycle.response_complete or self._is_in_body:
+            return None
+        # One that waits for news would wait for nobody: hardly anyone closes only one side.
+        if WAITS in self.cycle.scope:
             return None
         self.cycle.keep_alive = False
         return True
@@ -160,6 +169,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, reason: str) -> None:
         self._head_is_here()
+        self.on_refusal(reason, status)
         suppressed = _rejections.pass_or_count()
         if suppressed is not None:
             log.warning("request.rejected", reason=reason, status=status, suppressed=suppressed)
@@ -177,6 +187,11 @@ class Protocol(HttpToolsProtocol):
         return bool(self.pipeline) or (self.cycle is not None and self.cycle.response_started)
 
 
+def telling(on_refusal: Refused) -> type[Protocol]:
+    """Give a protocol that tells of every refusal."""
+    return type("Protocol", (Protocol,), {"on_refusal": staticmethod(on_refusal)})
+
+
 _DETAILS: Mapping[int, str] = {
     400: "The request is incomplete or malformed.",
     431: "The head of the request is larger than this service takes.",
@@ -189,5 +204,7 @@ def _response(status: int) -> bytes:
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
         "content-type: application/problem+json\r\n"
         f"content-length: {len(body)}\r\n"
+        "cache-control: no-store\r\n"
+        "x-content-type-options: nosniff\r\n"
         "connection: close\r\n\r\n"
     ).encode() + body

@@ -1,10 +1,17 @@
-"""How many may wait at once: for each token, and in all."""
+"""How many may wait at once: for each token, and in all; and for no longer than they are there."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+from starlette.types import Receive, Scope
 
 from app.errors import TooMany
+
+# In the scope of a request that is not to be answered once its sender has closed its side.
+WAITS: Final = "receiver.waits"
 
 
 class Seats:
@@ -34,3 +41,29 @@ class Seats:
             yield
         finally:
             self._taken[name] -= 1
+
+
+@asynccontextmanager
+async def until_gone(scope: Scope, receive: Receive) -> AsyncIterator[None]:
+    """End what is done inside as soon as the caller hangs up: nobody reads the answer.
+
+    For requests whose body, if there is one, was read before.
+    """
+    scope[WAITS] = True
+    stay = asyncio.timeout(None)
+    try:
+        async with stay:
+            watching = asyncio.create_task(_watch(receive, stay))
+            try:
+                yield
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not stay.expired():
+            raise
+
+
+async def _watch(receive: Receive, stay: asyncio.Timeout) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    stay.reschedule(asyncio.get_running_loop().time())

@@ -17,6 +17,7 @@ from app.errors import NotDurable, RequestRejected, SignatureRejected
 from app.events.signature import Key, KeyRing, read_signature
 from app.telemetry import Throttle, get_logger
 from app.web.errors import problem
+from app.web.headers import request_id_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -77,11 +78,13 @@ class Door:
         recorder: Recorder,
         *,
         on_match: Callable[[Key, datetime], None],
+        on_refusal: Callable[[str, int], None] = lambda *_: None,
         limits: DoorLimits | None = None,
     ) -> None:
         self._keyring = keyring
         self._recorder = recorder
         self._on_match = on_match
+        self._on_refusal = on_refusal
         self._limits = limits or DoorLimits()
         self._rejections = Throttle(per_second=10)
         # What arrived in pieces and is not proven yet, of all requests together: anybody
@@ -97,13 +100,13 @@ class Door:
         try:
             receipt = await self._receive(scope, receive)
         except SignatureRejected as error:
-            self._note(error.reason, status=401)
+            self._note(error.reason, scope, status=401)
             await _answer(send, 401, _UNAUTHORIZED, _PROBLEM)
         except RequestRejected as error:
-            self._note(error.reason, status=error.status)
+            self._note(error.reason, scope, status=error.status)
             await _refuse(send, error)
         except NotDurable as error:
-            self._note(error.reason, status=503)
+            self._note(error.reason, scope, status=503)
             await _answer(send, 503, _UNAVAILABLE, _PROBLEM, _retry_after(error))
         except Abandoned:
             log.info("webhook.abandoned")
@@ -164,10 +167,17 @@ class Door:
             raise RequestRejected("body_incomplete", status=400)
         return body  # type: ignore[return-value]  # the caller makes bytes of the whole
 
-    def _note(self, reason: str, *, status: int) -> None:
+    def _note(self, reason: str, scope: Scope, *, status: int) -> None:
+        self._on_refusal(reason, status)
         suppressed = self._rejections.pass_or_count()
         if suppressed is not None:
-            log.warning("webhook.rejected", reason=reason, status=status, suppressed=suppressed)
+            log.warning(
+                "webhook.rejected",
+                reason=reason,
+                status=status,
+                suppressed=suppressed,
+                request_id=request_id_of(scope),
+            )
 
 
 async def _next(receive: Receive, end: float) -> Message:

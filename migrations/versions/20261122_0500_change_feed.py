@@ -96,6 +96,7 @@ def create_lists() -> None:
         sa.Column("envelope_id", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("term", "account", "envelope_id", name="terms_pkey"),
     )
+    op.create_index("terms_account_envelope_id_idx", "terms", ["account", "envelope_id"])
     op.create_table(
         "expectations",
         sa.Column("account", sa.Text(), nullable=False),

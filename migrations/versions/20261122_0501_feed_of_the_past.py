@@ -16,10 +16,13 @@ depends_on = None
 # The oldest release that can still serve this schema.
 MIN_RELEASE = "0.1.0"
 
-# By the time of receipt; of one envelope none before one that has a smaller sequence.
+# By the time of receipt; of one envelope none before one that has a smaller sequence. Their ids
+# lie below zero, before those that the trigger has given since.
 PAST = """
-INSERT INTO changes (kind, event_id, account, envelope_id, at)
-SELECT 'event', id, account, envelope_id, {now} FROM (
+INSERT INTO changes (id, kind, event_id, account, envelope_id, at)
+SELECT row_number() OVER (ORDER BY place, sequence) - count(*) OVER (),
+    'event', id, account, envelope_id, {now}
+FROM (
     SELECT id, account, envelope_id, sequence, CASE WHEN sequence IS NULL THEN {id} ELSE
         max({id}) OVER (PARTITION BY account, envelope_id, sequence IS NULL ORDER BY sequence)
         END AS place
@@ -27,7 +30,6 @@ SELECT 'event', id, account, envelope_id, {now} FROM (
 ) AS past
 WHERE NOT EXISTS (SELECT 1 FROM changes noted WHERE noted.event_id = past.id)
   AND NOT EXISTS (SELECT 1 FROM feed placed WHERE placed.event_id = past.id)
-ORDER BY place, sequence
 """
 
 

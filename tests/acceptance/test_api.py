@@ -346,7 +346,7 @@ class TestId:
 
 class TestOtherRoutes:
     @pytest.mark.parametrize(
-        "target", ["/", "/api", "/api/envelope", "/docs", "/redoc", "/openapi.json", "/metrics/x"]
+        "target", ["/", "/api", "/api/envelope", "/docs/x", "/redoc", "/openapi.yaml", "/metrics/x"]
     )
     def test_are_problems(self, service: Service, target: str) -> None:
         answer = service.ask(target, TOKEN)

@@ -38,6 +38,7 @@ DOCUMENTS = [
         "CHANGELOG.md",
         "docs/callbacks.md",
         "docs/logs.md",
+        "docs/retention.md",
     )
 ]
 SETTINGS = {name.upper() for name in Settings.model_fields}

@@ -19,7 +19,7 @@ MODULES = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if path.stat().st_size > 0
 )
-VERBS = ["run", "test", "check", "fix", "bench", "soak", "migration", "lock"]
+VERBS = ["run", "test", "check", "openapi", "fix", "bench", "soak", "migration", "lock"]
 
 
 def read(name: str) -> str:

@@ -22,8 +22,10 @@ from rich.progress import (
 )
 
 from tests.bench import machine, report
-from tests.bench.measurement import Measurement, Worked, combine
+from tests.bench.measurement import Measurement, Result, Told, Worked, combine
 from tests.bench.queues import Deliveries, Filling, PgQueuer, Procrastinate, Queue
+from tests.bench.readers import Crowded
+from tests.bench.reads import Reading
 from tests.bench.receivers import Receiver, Service, Textbook
 from tests.bench.reference import pgbench_version, references
 from tests.bench.report import Results
@@ -32,7 +34,7 @@ from tests.postgres import DURABLE, Postgres, PostgresUnavailableError
 
 RECEIVERS = ("reference", "one-statement", "service", "textbook")
 QUEUES = ("deliveries", "procrastinate", "pgqueuer")
-CONTENDERS = (*RECEIVERS, *QUEUES, "history", "working")
+CONTENDERS = (*RECEIVERS, *QUEUES, "history", "working", "reads", "readers")
 ARRIVALS = 1_000
 OPEN_LOOP = f"service at {ARRIVALS:,}/s"
 OPEN_LOOP_CONNECTIONS = 64
@@ -57,10 +59,15 @@ pgqueuer       likewise
 history        100,000 deliveries, without and with a million finished ones beside them
 working        from the commit of an event to its callback, and taking events meanwhile
 
-All of them write to one PostgreSQL of the bench's own, which flushes each commit to the
+reads          GET /api/envelope/{id}/status and others, against an empty route behind the
+               same token and in the same process: 10,000 envelopes, 32 connections
+readers        serve --no-work, with 1,000 long-polls and 1,000 streams that wait meanwhile
+
+All of them use one PostgreSQL of the bench's own, which flushes each commit to the
 disk, on a database that is new for each window. They take turns, and each figure is the
 median of the rounds: compare figures of one run only. After each window every
-acknowledged event is looked for in the database, byte for byte.
+acknowledged event is looked for in the database, byte for byte; of what the API
+answered, a sample is compared with it.
 
 The closed loop sends on each connection as soon as the last answer is there. One more
 window sends at 1,000 events/s, whatever the answers do; its latencies count from the
@@ -68,24 +75,30 @@ moment at which an event should have been sent.
 """
 EPILOG = """\
 examples:
-  python -m tests.bench                            all of it, about eight minutes
+  python -m tests.bench                            all of it, about ten minutes
   python -m tests.bench --quick                    a first impression, under a minute
   python -m tests.bench --only service --connections 128 --rounds 5
   python -m tests.bench --markdown table.md        the table for a document, too
 
 exit status:
-  0  every acknowledged event was found, however fast or slow
-  1  an acknowledged event is lost or altered, or a contender did not run
+  0  every acknowledged event was found and every answer right, however fast or slow
+  1  an acknowledged event is lost or altered, an answer is wrong, or a contender did not run
+
+With a million envelopes: python -m tests.bench.large --help
 """
 
 
-class Contender(Protocol):
-    """What every receiver of events can do."""
+class Prepared(Protocol):
+    """What has to be done once, before anything is measured."""
 
     name: str
 
     def prepare(self) -> None:
         """Do once what every window needs."""
+
+
+class Contender(Prepared, Protocol):
+    """What every receiver of events can do."""
 
     def measure(self, connections: int, seconds: float) -> Measurement:
         """Run one window on a new database."""
@@ -98,8 +111,8 @@ class Turn(Protocol):
     def name(self) -> str:
         """What is shown while it is measured."""
 
-    def measure(self, seconds: float) -> Measurement | Worked:
-        """Measure it, on a new database."""
+    def measure(self, seconds: float) -> Result:
+        """Measure it, on a database of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +163,20 @@ class Play:
         del seconds  # a scene has its own
         scene = self.working.scene
         return self.working.measure(SCENE_CONNECTIONS, scene.seconds, scene.rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Many wait for events."""
+
+    crowded: Crowded
+
+    @property
+    def name(self) -> str:
+        return self.crowded.name
+
+    def measure(self, seconds: float) -> Told:
+        return self.crowded.tell(seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,6 +257,9 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
         scenes = [Working(clocked, Path(scratch), scene) for scene in SCENES]
         if "working" not in options.only:
             scenes = []
+        reading, crowded = Reading(postgres, Path(scratch)), Crowded(postgres, Path(scratch))
+        asking = [reading] if reading.name in options.only else []
+        waiting = [crowded] if crowded.name in options.only else []
         about = [machine.describe(), machine.versions(_version_of(postgres)), _method(options)]
         if any(name in options.only for name in ("reference", "one-statement")):
             about.append(f"pgbench: {pgbench_version()}")
@@ -239,8 +269,11 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
             *_windows(contenders, options),
             *map(Drain, queues),
             *map(Play, scenes),
+            *asking,
+            *map(Listening, waiting),
         ]
-        measured = _run([*contenders, *queues, *scenes], turns, options, console)
+        prepared: list[Prepared] = [*contenders, *queues, *scenes, *asking, *waiting]
+        measured = _run(prepared, turns, options, console)
     results = Results(measured, open_loop=OPEN_LOOP)
     table = Console(highlight=False)
     table.width = report.width_of(table)
@@ -287,12 +320,12 @@ def _version_of(postgres: Postgres) -> str:
 
 
 def _run(
-    contenders: Sequence[Contender | Queue],
+    contenders: Sequence[Prepared],
     turns: Sequence[Turn],
     options: argparse.Namespace,
     console: Console,
-) -> list[Measurement | Worked]:
-    measured: dict[str, list[Measurement | Worked]] = {turn.name: [] for turn in turns}
+) -> list[Result]:
+    measured: dict[str, list[Result]] = {turn.name: [] for turn in turns}
     with _progress(console) as progress:
         task = progress.add_task("preparing", total=options.rounds * len(turns))
         for contender in contenders:
@@ -314,10 +347,10 @@ def _windows(contenders: Sequence[Contender], options: argparse.Namespace) -> It
             yield Window(contender, OPEN_LOOP_CONNECTIONS, is_paced=True)
 
 
-def _place(one: Measurement | Worked) -> tuple[int, int]:
+def _place(one: Result) -> tuple[int, int]:
     """Say where in the tables it stands; what has no place of its own comes in its turn."""
     order = [*RECEIVERS, OPEN_LOOP]
-    if isinstance(one, Worked) or one.contender not in order:
+    if not isinstance(one, Measurement) or one.contender not in order:
         return len(order), 0
     return order.index(one.contender), one.connections
 

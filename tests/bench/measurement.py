@@ -57,14 +57,92 @@ class Worked:
     faults: list[str] = field(default_factory=list)
 
 
-def combine(rounds: Sequence[Measurement | Worked]) -> Measurement | Worked:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One route, asked on some connections; processor times in microseconds for each answer."""
+
+    route: str
+    connections: int
+    rate: float
+    # In milliseconds.
+    p50: float
+    p99: float
+    cpu: float
+    database_cpu: float
+    load_cpu: float
+    crowd: float
+    answered: int
+    failures: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Several routes that took turns in one process."""
+
+    asked: list[Asked]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Many who wait: what they cost, and how long an event takes to reach all of them."""
+
+    streams: int
+    polls: int
+    # Events taken per second while they waited, and after they had left; and the processor
+    # time of each event, of the service and of the database, in microseconds.
+    rate: float
+    rate_alone: float
+    cpu: float
+    cpu_alone: float
+    # Of the process, for each who waits, in KB.
+    stream_memory: float
+    poll_memory: float
+    crowd: float
+    acknowledged: int
+    # In milliseconds: from the 200 of an event to each who is told, to the last of them, and
+    # to whoever waits for that one envelope.
+    reach: list[float] = field(default_factory=list)
+    reach_last: list[float] = field(default_factory=list)
+    answer: list[float] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+Result = Measurement | Worked | Reads | Told
+
+
+def combine(rounds: Sequence[Result]) -> Result:
     """Return the median of each number over `rounds`; counts and faults are added up."""
-    added: Measurement | Worked = _add_up(rounds)
+    if isinstance(rounds[0], Reads):
+        turns = [one.asked for one in rounds if isinstance(one, Reads)]
+        return Reads([combine_asked(each) for each in zip(*turns, strict=True)])
+    added: Result = _add_up(rounds)
+    return replace(added, **_medians(rounds))
+
+
+def combine_measured(rounds: Sequence[Measurement]) -> Measurement:
+    """Do the same for windows of one kind."""
+    added: Measurement = _add_up(rounds)
+    return replace(added, **_medians(rounds))
+
+
+def combine_asked(rounds: Sequence[Asked]) -> Asked:
+    """Do the same for one route."""
+    added: Asked = _add_up(rounds)
     return replace(added, **_medians(rounds))
 
 
 def _add_up(rounds: Sequence[Any]) -> Any:
     faults = [fault for one in rounds for fault in one.faults]
+    if isinstance(rounds[0], Asked):
+        failures = _add(one.failures for one in rounds)
+        answered = sum(one.answered for one in rounds)
+        return replace(rounds[0], answered=answered, failures=failures, faults=faults)
+    if isinstance(rounds[0], Told):
+        names = ("reach", "reach_last", "answer")
+        times: Any = {n: sorted(t for one in rounds for t in getattr(one, n)) for n in names}
+        acknowledged = sum(one.acknowledged for one in rounds)
+        return replace(rounds[0], acknowledged=acknowledged, faults=faults, **times)
     if isinstance(rounds[0], Worked):
         return replace(rounds[0], done=sum(one.done for one in rounds), faults=faults)
     return replace(

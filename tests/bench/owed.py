@@ -6,6 +6,8 @@ from tests.bench.load import Maker
 
 # Each envelope has had so many events, and they came in turns, as those of many do.
 PER_ENVELOPE = 4
+# Signs everything.
+PARTY = "charles.babbage@engine.example"
 
 _PARTIES = """[
     {"email": "ada.lovelace@example.com", "name": "Ada Lovelace", "role": "Client",

@@ -1,7 +1,7 @@
 """The table, the ratios, and how they stand beside the goals."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tests.bench.measurement import Measurement, Worked
+from tests.bench.measurement import Asked, Measurement, Reads, Result, Told, Worked
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 # Below this share of the processors, other programs are no more than noise.
@@ -47,6 +47,33 @@ SCENE_HEADINGS = (
     "p99 ms",
     "still owed",
 )
+ASKED_HEADINGS = (
+    "route",
+    "connections",
+    "answers/s",
+    "p50 ms",
+    "p99 ms",
+    "µs CPU per answer",
+    "+ database",
+    "+ load",
+    "not 200",
+)
+TOLD_HEADINGS = (
+    "streams",
+    "long-polls",
+    "events/s meanwhile",
+    "without",
+    "KB per stream",
+    "KB per long-poll",
+    "to each reader: p50 ms",
+    "p99 ms",
+    "to the last: p50 ms",
+    "highest",
+    "to who waits for it: p50 ms",
+    "p99 ms",
+)
+# Of tests/bench/reads.py.
+EMPTY, STATUS = "an empty route", "envelope/{id}/status"
 GOAL_HEADINGS = ("ratio or figure", "measured", "asked", "wanted")
 
 
@@ -71,8 +98,11 @@ class Goal:
 class Results:
     """Every combined measurement of one run, found by contender and connections."""
 
-    def __init__(self, measured: Iterable[Measurement | Worked], *, open_loop: str) -> None:
-        self.all = list(measured)
+    def __init__(self, measured: Iterable[Result], *, open_loop: str) -> None:
+        results = list(measured)
+        self.asked = [each for one in results if isinstance(one, Reads) for each in one.asked]
+        self.told = [one for one in results if isinstance(one, Told)]
+        self.all = [*self.asked, *(one for one in results if not isinstance(one, Reads))]
         sent = [one for one in self.all if isinstance(one, Measurement)]
         self.taken = [one for one in sent if not one.is_scene]
         self.scenes = {one.contender: one for one in sent if one.is_scene}
@@ -88,7 +118,13 @@ class Results:
 
     def goals(self) -> list[Goal]:
         """Compare with the goals what was measured, and leave out what was not."""
-        goals = [*self._goals_of_intake(), *self._goals_of_queues(), *self._goals_of_scenes()]
+        goals = [
+            *self._goals_of_intake(),
+            *self._goals_of_queues(),
+            *self._goals_of_scenes(),
+            *self._goals_of_reads(),
+            *self._goals_of_readers(),
+        ]
         return [goal for goal in goals if not math.isnan(goal.value)]
 
     def _goals_of_intake(self) -> Iterator[Goal]:
@@ -142,30 +178,62 @@ class Results:
                 "highest to callback, 50,000 owed to another", highest, "≤", 5000, None, "ms"
             )
 
+    def _goals_of_reads(self) -> Iterator[Goal]:
+        routes = {one.route: one for one in self.asked}
+        empty = routes.pop(EMPTY, None)
+        for name, one in routes.items():
+            asked, wanted = (0.35, 0.6) if name == STATUS else (None, None)
+            if empty is not None:
+                title = f"{name} / {EMPTY} at {one.connections}"
+                yield Goal(title, one.rate / empty.rate, "≥", asked, wanted)
+        if empty is not None and STATUS in routes:
+            cost = _cost(empty) / _cost(routes[STATUS])
+            yield Goal(f"{STATUS} / {EMPTY}, by processor time", cost, "≥", None, None)
+
+    def _goals_of_readers(self) -> Iterator[Goal]:
+        for one in self.told:
+            name = f"events taken, {one.streams + one.polls:,} waiting / none"
+            yield Goal(name, one.rate / one.rate_alone, "≥", 0.8, None)
+            yield Goal(f"{name}, by processor time", one.cpu_alone / one.cpu, "≥", None, None)
+            p99 = quantile(one.reach, 0.99)
+            yield Goal("p99 from 200 to each reader of the feed", p99, "≤", None, None, "ms")
+            yield Goal("memory per stream", one.stream_memory, "≤", None, None, "KB")
+            yield Goal("memory per long-poll", one.poll_memory, "≤", None, None, "KB")
+
     def faults(self) -> list[str]:
         return [fault for one in self.all for fault in one.faults]
 
     def crowd(self) -> str | None:
         """Warn if the machine was busy with something else: then figures say little."""
-        shares = [one.crowd for one in self.all if not math.isnan(one.crowd)]
-        if not shares or max(shares) < QUIET:
-            return None
-        return (
-            f"Other programs took {min(shares):.0%} to {max(shares):.0%} of the processors "
-            "meanwhile: these are figures of a busy machine. Repeat the run on a quiet one."
-        )
+        return crowd_warning([one.crowd for one in self.all])
 
     def kept(self) -> str:
         """Say what the audit found: the promise that the figures would be worthless without."""
-        promised = sum(one.acknowledged for one in [*self.taken, *self.scenes.values()])
+        senders: list[Measurement | Told] = [*self.taken, *self.scenes.values(), *self.told]
+        promised = sum(one.acknowledged for one in senders)
         done = sum(one.done for one in self.worked)
-        told = f"{promised:,} events acknowledged, {done:,} jobs done"
+        answered = sum(one.answered for one in self.asked)
+        told = (
+            f"{promised:,} events acknowledged, {done:,} jobs done, {answered:,} questions answered"
+        )
         if faults := self.faults():
             return f"{told}, and not all promises kept: " + "; ".join(faults)
         return (
             f"{told}; every event is in the database byte for byte, with its envelope and its "
-            "delivery, and every job with its history."
+            "delivery, and every job with its history; the answers that were looked at agree "
+            "with it."
         )
+
+
+def crowd_warning(crowds: Iterable[float]) -> str | None:
+    """Say what share of the processors others took, if it is worth a word."""
+    shares = [share for share in crowds if not math.isnan(share)]
+    if not shares or max(shares) < QUIET:
+        return None
+    return (
+        f"Other programs took {min(shares):.0%} to {max(shares):.0%} of the processors "
+        "meanwhile: these are figures of a busy machine. Repeat the run on a quiet one."
+    )
 
 
 def quantile(ordered: Sequence[float], part: float) -> float:
@@ -189,6 +257,10 @@ def _compared(
         yield Goal(f"{name}, by processor time", cost, "≥", None, None)
 
 
+def _cost(one: Asked) -> float:
+    return one.cpu + one.database_cpu
+
+
 Rows = Iterable[Sequence[str]]
 
 
@@ -200,12 +272,16 @@ def _tables(results: Results) -> Iterator[tuple[str, Sequence[str], Rows]]:
     if results.scenes:
         scenes = map(_scene_cells, results.scenes.values())
         yield "Callbacks at work while events arrive", SCENE_HEADINGS, scenes
+    if results.asked:
+        yield "Questions answered", ASKED_HEADINGS, map(_asked_cells, results.asked)
+    if results.told:
+        yield "Many who wait", TOLD_HEADINGS, map(_told_cells, results.told)
     yield "Ratios, and the goals beside them", GOAL_HEADINGS, map(_judged, results.goals())
 
 
 def render(results: Results) -> RenderableType:
     """Lay the results out for a terminal."""
-    tables = [_table(*each) for each in _tables(results)]
+    tables = [table(*each) for each in _tables(results)]
     style = "bold red" if results.faults() else "green"
     notes = [Text(results.kept(), style=style)]
     if (crowd := results.crowd()) is not None:
@@ -215,7 +291,7 @@ def render(results: Results) -> RenderableType:
 
 def markdown(results: Results, *, about: Sequence[str]) -> str:
     """Lay the results out for a document."""
-    tables = [_markdown_table(headings, rows) for _, headings, rows in _tables(results)]
+    tables = [markdown_table(headings, rows) for _, headings, rows in _tables(results)]
     blocks = ["\n".join(about), *tables, results.kept(), results.crowd() or ""]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
@@ -225,30 +301,32 @@ def width_of(console: Console) -> int:
     return console.width if console.is_terminal else 140
 
 
-def _table(title: str, headings: Sequence[str], rows: Rows) -> Table:
-    table = Table(title=title, title_justify="left")
+def table(title: str, headings: Sequence[str], rows: Rows) -> Table:
+    """Lay one table out for a terminal."""
+    drawn = Table(title=title, title_justify="left")
     for position, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if position else "left")
+        drawn.add_column(heading, justify="right" if position else "left")
     for row in rows:
-        table.add_row(*row)
-    return table
+        drawn.add_row(*row)
+    return drawn
 
 
-def _markdown_table(headings: Sequence[str], rows: Rows) -> str:
+def markdown_table(headings: Sequence[str], rows: Rows) -> str:
+    """Lay one table out for a document."""
     rules = ["---", *["---:"] * (len(headings) - 1)]
     lines = [headings, rules, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cells(one: Measurement) -> list[str]:
-    failures = ", ".join(f"{name}: {count}" for name, count in sorted(one.failures.items()))
+    failures = _failures(one.failures)
     return [
         one.contender,
         str(one.connections),
         f"{one.rate:,.0f}",
-        *(_number(value, 1) for value in (one.p50, one.p99, one.p999)),
-        *(_number(value, 0) for value in (one.cpu, one.database_cpu, one.load_cpu, one.memory)),
-        failures or ("-" if math.isnan(one.p50) else "0"),
+        *(number(value, 1) for value in (one.p50, one.p99, one.p999)),
+        *(number(value, 0) for value in (one.cpu, one.database_cpu, one.load_cpu, one.memory)),
+        "-" if math.isnan(one.p50) else failures,
     ]
 
 
@@ -258,7 +336,7 @@ def _worked_cells(one: Worked) -> list[str]:
         f"{one.waiting:,}",
         f"{one.finished:,}",
         f"{one.rate:,.0f}",
-        *(_number(value, 0) for value in (one.cpu, one.database_cpu, one.memory)),
+        *(number(value, 0) for value in (one.cpu, one.database_cpu, one.memory)),
     ]
 
 
@@ -267,9 +345,37 @@ def _scene_cells(one: Measurement) -> list[str]:
     return [
         one.contender,
         f"{one.rate:,.0f}",
-        *(_number(value, 1) for value in (*lags, one.p50, one.p99)),
+        *(number(value, 1) for value in (*lags, one.p50, one.p99)),
         f"{one.left:,}",
     ]
+
+
+def _asked_cells(one: Asked) -> list[str]:
+    return [
+        one.route,
+        str(one.connections),
+        f"{one.rate:,.0f}",
+        *(number(value, 1) for value in (one.p50, one.p99)),
+        *(number(value, 0) for value in (one.cpu, one.database_cpu, one.load_cpu)),
+        _failures(one.failures),
+    ]
+
+
+def _told_cells(one: Told) -> list[str]:
+    reach = [quantile(one.reach, part) for part in (0.5, 0.99)]
+    last = [quantile(one.reach_last, part) for part in (0.5, 1.0)]
+    answer = [quantile(one.answer, part) for part in (0.5, 0.99)]
+    return [
+        f"{one.streams:,}",
+        f"{one.polls:,}",
+        *(f"{rate:,.0f}" for rate in (one.rate, one.rate_alone)),
+        *(number(value, 1) for value in (one.stream_memory, one.poll_memory)),
+        *(number(value, 1) for value in (*reach, *last, *answer)),
+    ]
+
+
+def _failures(failures: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in sorted(failures.items())) or "0"
 
 
 def _judged(goal: Goal) -> list[str]:
@@ -278,5 +384,6 @@ def _judged(goal: Goal) -> list[str]:
     return [goal.name, measured, goal.verdict(goal.asked), goal.verdict(goal.wanted)]
 
 
-def _number(value: float, digits: int) -> str:
+def number(value: float, digits: int) -> str:
+    """Write a number; one that was not measured is a dash."""
     return "-" if math.isnan(value) else f"{value:,.{digits}f}"

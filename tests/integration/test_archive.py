@@ -18,10 +18,12 @@ from app.callbacks.shelf import Bucket, open_shelf
 from app.callbacks.testing import Dead, Done, Failed, change_event, deliver, make_event
 from app.dispatch.attempt import Verdict
 from app.settings import Settings
+from app.store import feed
 from app.store.archives import Archive, record_archive
 from app.store.models import EnvelopeRow
 from app.store.session import DatabaseAddress
 from app.store.sessions import AuthorSessions
+from app.upkeep.sequencer import Sequencer
 from tests.atlas_stand_in import (
     KEY,
     LINK_TOKEN,
@@ -367,6 +369,46 @@ class TestOtherContent:
         assert Done(is_committed=True) == await run(archive, erased)
         assert [] == stand_in.asked
 
+    async def test_of_one_erased_meanwhile_nothing_is_left(
+        self,
+        archive: Callbacks,
+        stand_in: AtlasStandIn,
+        ledger: Ledger,
+        sessions: AuthorSessions,
+        root: Path,
+    ) -> None:
+        """The file was removed before it was there; so whoever put it there takes it away."""
+        stand_in.sign("env_1")
+        await ledger.change("UPDATE envelopes SET erased_at = first_seen_at")
+
+        async with sessions.begin() as session:
+            verdict = await run(archive, make_event(), session)
+
+        assert Done(is_committed=True) == verdict
+        assert [] == files_in(root)
+        assert (await row_of(ledger)).archive_name is None
+
+    async def test_what_an_attempt_left_that_died_is_removed(
+        self,
+        archive: Callbacks,
+        stand_in: AtlasStandIn,
+        sessions: AuthorSessions,
+        root: Path,
+        ledger: Ledger,
+    ) -> None:
+        stand_in.sign("env_1")
+        event = make_event()
+        async with sessions.begin() as session:
+            await run(archive, event, session)
+        assert 1 == len(files_in(root))
+
+        assert Done(is_committed=True) == await run(
+            archive, archived(event, erased_at=datetime.now(UTC))
+        )
+
+        assert [] == files_in(root)
+        assert (await row_of(ledger)).archive_name is not None
+
 
 class TestNotYet:
     @pytest.mark.parametrize(
@@ -591,6 +633,20 @@ class TestRecording:
         row = await row_of(ledger)
         assert (True, False) == (first, second)
         assert ("acme/a.pdf", 2) == (row.archive_name, row.version)
+
+    async def test_is_noted_for_the_feed_when_it_is_new(
+        self, ledger: Ledger, sessions: AuthorSessions
+    ) -> None:
+        await self.record(sessions, self.ARCHIVE)
+        await self.record(sessions, self.ARCHIVE)
+        await self.record(sessions, self.ARCHIVE, account="other")
+        await Sequencer(ledger.database, holder="a").step()
+
+        async with ledger.reading() as connection:
+            items = await feed.read(connection, 0, limit=10)
+        assert [("archive", "receiver.archived", "default", "env_1", None)] == [
+            (item.kind, item.type, item.account, item.envelope_id, item.event_id) for item in items
+        ]
 
     async def test_touches_no_other_account(self, ledger: Ledger, sessions: AuthorSessions) -> None:
         assert not await self.record(sessions, self.ARCHIVE, account="other")

@@ -13,6 +13,7 @@ from app.dispatch import control
 from app.errors import NotAllowed, NotFound
 from app.store import forgetting
 from app.store.claims import Claim
+from app.store.sight import Sight
 from tests.integration.ledger import Ledger, until
 
 ACTOR = "ada"
@@ -56,13 +57,13 @@ class TestList:
         await in_state(ledger, "dead")
 
         found = [
-            len((await control.list_deliveries(ledger.database, **wanted)).items)  # type: ignore[arg-type]
+            len((await control.list_deliveries(ledger.database, **wanted)).items)
             for wanted in (
                 {},
                 {"state": "dead"},
                 {"callback": "mail"},
                 {"envelope_id": "env_1"},
-                {"account": "acme"},
+                {"sight": Sight(("acme",))},
             )
         ]
 

@@ -184,6 +184,17 @@ class TestAnyOrder:
         assert ["applied", "unknown"] == [row.effect for row in await one.said_by_atlas()]
         assert 4 == await one.count(DELIVERIES)
 
+    @pytest.mark.parametrize("extraction", ["a mere text", 5, True, ["a"]])
+    async def test_a_document_of_any_kind_is_read_back_by_the_next_event(
+        self, one: Replica, extraction: Any
+    ) -> None:
+        fields = {"envelope_id": f"env_{uuid.uuid4().hex}", "extraction": extraction}
+
+        await one.record(make_body(event="envelope.sent", **fields))
+        await one.record(make_body(event="envelope.viewed", envelope_id=fields["envelope_id"]))
+
+        assert extraction == (await one.envelope(str(fields["envelope_id"]))).extraction
+
 
 class TestTimes:
     @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -72,7 +73,7 @@ class TestTail:
         assert await others
         assert [event] == [item.event_id for item in tail.after(1) or []]
         assert tail.after(0) is None
-        following.cancel()
+        await end(following)
 
     async def test_who_waits_in_vain_is_told_when_the_time_is_over(self, ledger: Ledger) -> None:
         tail = Tail(ledger.database)
@@ -83,4 +84,10 @@ class TestTail:
 
         tail.close()
         assert await tail.more(0, until=now + 60)
-        following.cancel()
+        await end(following)
+
+
+async def end(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -18,7 +18,6 @@ from app.intake import IntakeLimits
 from app.intake import queue as intake_queue
 from app.intake.record import record
 from app.intake.submission import Submission, understand
-from app.store import envelopes as envelope_rows
 from app.store import events as event_rows
 from app.store.session import Connection
 from tests.factories import make_body, new_envelope_id
@@ -749,42 +748,6 @@ class TestReading:
 
         assert expected == [row.type.removeprefix("envelope.") for row in rows]
         assert rows[1:] == rest[: len(rows) - 1]
-
-    async def test_an_envelope_is_found_in_the_accounts_that_may_be_seen(
-        self, one: Replica
-    ) -> None:
-        for account in ("acme", "globex"):
-            await one.outcome(make_body(envelope_id="env"), account=account)
-
-        async with one.database.begin(limit=timedelta(seconds=5), is_reading=True) as connection:
-            found = {
-                name: [
-                    row.account for row in await envelope_rows.find(connection, "env", accounts=a)
-                ]
-                for name, a in (("all", None), ("one", {"globex"}), ("none", set[str]()))
-            }
-
-        assert {"all": ["acme", "globex"], "one": ["globex"], "none": []} == found
-
-    @pytest.mark.parametrize(
-        "meant, expected",
-        [
-            pytest.param("globex", ["globex"], id="label"),
-            pytest.param("ext_t1", ["acme"], id="tenant"),
-            pytest.param("t1", ["acme"], id="tenant-without-prefix"),
-            pytest.param("nobody", [], id="unknown"),
-        ],
-    )
-    async def test_one_of_several_envelopes_can_be_meant(
-        self, one: Replica, meant: str, expected: list[str]
-    ) -> None:
-        await one.outcome(make_body(envelope_id="env", organizationId="t1"), account="acme")
-        await one.outcome(make_body(envelope_id="env"), account="globex")
-
-        async with one.database.begin(limit=timedelta(seconds=5), is_reading=True) as connection:
-            rows = await envelope_rows.find(connection, "env", accounts=None, meant=meant)
-
-        assert expected == [row.account for row in rows]
 
 
 def test_an_event_without_envelope_has_no_envelope_key() -> None:

@@ -7,20 +7,24 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import insert, select
 
 from app.errors import ConfigError, NotAllowed, NotFound
 from app.events.signature import Key, default_label, fingerprint_of
 from app.intake import Outcome
 from app.intake.record import record
 from app.intake.submission import Submission, understand
-from app.store import callbacks, deliveries, envelopes, events, keys
+from app.store import callbacks, deliveries, events, keys, lookups, tallies
 from app.store.callbacks import Subscription
-from app.store.models import AuditRow, FeedRow
+from app.store.models import AuditRow, ExpectationRow, FeedRow, TallyRow, TermRow
 from app.store.session import Database, DatabaseAddress
+from app.store.sight import Sight
+from app.store.tallies import Tally
 from tests.factories import make_body
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 LIMIT = timedelta(seconds=10)
+EVERYTHING = Sight(("new", "old", "other"))
 
 
 @pytest.fixture(name="database")
@@ -110,12 +114,13 @@ class TestRename:
 
         moved = await rename(database)
 
-        assert {"identities": 1, "envelopes": 1, "events": 1, "deliveries": 1, "keys": 1} == {
+        everything = ("identities", "envelopes", "events", "deliveries", "changes", "keys")
+        assert dict.fromkeys(everything, 1) == {
             table: count for table, count in moved.items() if count
         }
         async with database.begin(limit=LIMIT, is_reading=True) as connection:
-            (envelope,) = await envelopes.find(connection, "env_1", accounts=None)
-            (other,) = await envelopes.find(connection, "env_2", accounts=None)
+            (envelope,) = await lookups.find(connection, EVERYTHING, "env_1")
+            (other,) = await lookups.find(connection, EVERYTHING, "env_2")
             event = await events.get(connection, submission.event_id)
             owed = await deliveries.page(connection, filters={}, limit=10)
         assert ("new", "other") == (envelope.account, other.account)
@@ -141,6 +146,33 @@ class TestRename:
             (subscription,) = await callbacks.read(connection)
         assert "new" == subscription.account
 
+    async def test_moves_what_is_searched_and_expected(self, database: Database) -> None:
+        async with database.begin(limit=LIMIT) as connection:
+            await connection.execute(
+                insert(TermRow).values(term="env_1", account="old", envelope_id="env_1")
+            )
+            await connection.execute(
+                insert(ExpectationRow).values(
+                    account="old", envelope_id="env_1", consumer="crm", created_at=NOW
+                )
+            )
+
+        moved = await rename(database)
+
+        assert (1, 1) == (moved["terms"], moved["expectations"])
+
+    async def test_adds_up_what_was_counted_for_both(self, database: Database) -> None:
+        counts = {Tally(NOW, "old", "outcomes", "recorded"): 2}
+        counts |= {Tally(NOW, "new", "outcomes", "recorded"): 3}
+        async with database.begin(limit=LIMIT) as connection:
+            await tallies.add(connection, counts)
+
+        await rename(database)
+
+        async with database.begin(limit=LIMIT, is_reading=True) as connection:
+            rows = (await connection.execute(select(TallyRow.account, TallyRow.count))).all()
+        assert {("new", 5)} == {tuple(row) for row in rows}
+
     async def test_lets_copies_be_recognised_under_the_new_label(self, database: Database) -> None:
         """That is what it is for: otherwise every retry would count as a new event."""
         submission = await receive(database)
@@ -164,7 +196,7 @@ class TestRename:
 
         async with database.begin(limit=LIMIT, is_reading=True) as connection:
             for envelope_id in ("env_1", "env_2"):
-                (row,) = await envelopes.find(connection, envelope_id, accounts=None)
+                (row,) = await lookups.find(connection, EVERYTHING, envelope_id)
                 assert "new" == row.account
 
     async def test_refuses_to_mix_two_histories_of_one_envelope(self, database: Database) -> None:
@@ -225,7 +257,7 @@ class TestRename:
 
 async def accounts_of(database: Database, envelope_id: str) -> list[str]:
     async with database.begin(limit=LIMIT, is_reading=True) as connection:
-        found = await envelopes.find(connection, envelope_id, accounts=None)
+        found = await lookups.find(connection, EVERYTHING, envelope_id)
     return [row.account for row in found]
 
 

@@ -40,7 +40,7 @@ class TestRedispatch:
         first = await ledger.owe_one("file", event=event, sequence=7)
         await settle_all(ledger)
 
-        (again,) = await replay.redispatch(ledger.database, event, callback="file", actor=ACTOR)
+        (again,) = await replay.redispatch(ledger.database, event, to=["file"], actor=ACTOR)
 
         (claim,) = await ledger.claim()
         row = await ledger.delivery(again.id)
@@ -65,7 +65,7 @@ class TestRedispatch:
     async def test_is_written_down(self, ledger: Ledger) -> None:
         event = await ledger.record()
 
-        await replay.redispatch(ledger.database, event, callback="mail", actor=ACTOR)
+        await replay.redispatch(ledger.database, event, to=["mail"], actor=ACTOR)
 
         (row,) = await ledger.audit()
         assert (ACTOR, "event.redispatched", f"event:{event}") == (
@@ -81,7 +81,7 @@ class TestRedispatch:
 
         await asyncio.gather(
             *(
-                replay.redispatch(ledger.database, event, callback="file", actor=who)
+                replay.redispatch(ledger.database, event, to=["file"], actor=who)
                 for who in ("ada", "bob", "cyd")
             )
         )
@@ -129,10 +129,21 @@ class TestRedispatch:
             await callbacks.register(connection, [wanted])
         event = await ledger.record()
 
-        with pytest.raises(
-            NotAllowed, match=r"extra asks for contract\.\*, envelope\.sent of acme"
-        ):
-            await replay.redispatch(ledger.database, event, callback="extra", actor=ACTOR)
+        for to in (["extra"], ["file", "extra"]):
+            with pytest.raises(
+                NotAllowed, match=r"extra asks for contract\.\*, envelope\.sent of acme"
+            ):
+                await replay.redispatch(ledger.database, event, to=to, actor=ACTOR)
+
+        assert [] == await ledger.deliveries()
+
+    async def test_goes_to_those_that_are_named_once_each(self, ledger: Ledger) -> None:
+        event = await ledger.record()
+        names = ["mail", "file", "mail"]
+
+        made = await replay.redispatch(ledger.database, event, to=names, actor=ACTOR)
+
+        assert ["file", "mail"] == sorted(each.callback for each in made)
 
     async def test_to_nobody_is_refused(self, database_url: str) -> None:
         ledger = Ledger(database_url)
@@ -141,7 +152,7 @@ class TestRedispatch:
         with pytest.raises(NotAllowed, match="none is registered"):
             await replay.redispatch(ledger.database, event, actor=ACTOR)
         with pytest.raises(NotFound, match="no process has loaded any"):
-            await replay.redispatch(ledger.database, event, actor=ACTOR, callback="file")
+            await replay.redispatch(ledger.database, event, actor=ACTOR, to=["file"])
 
         await ledger.database.close()
 
@@ -153,7 +164,7 @@ class TestRedispatch:
         with pytest.raises(NotFound, match="is not the id of an event"):
             await replay.redispatch(ledger.database, "7", actor=ACTOR)
         with pytest.raises(NotFound, match="no callback 'fil'; registered: file, mail"):
-            await replay.redispatch(ledger.database, event, actor=ACTOR, callback="fil")
+            await replay.redispatch(ledger.database, event, actor=ACTOR, to=["fil"])
 
     async def test_owing_nothing_is_fine(self, ledger: Ledger) -> None:
         async with ledger.transaction() as connection:

@@ -26,7 +26,10 @@ class TestNewFile:
         assert added == list(values)
         assert len("local_") + 64 == len(values["ATLAS_API_KEY"] or "")
         assert (values["ATLAS_API_KEY"] or "").startswith("local_")
-        assert 32 <= len(json.loads(values["API_TOKENS"] or "")["local"])
+        tokens = json.loads(values["API_TOKENS"] or "")
+        assert 32 <= len(tokens["local"])
+        assert 32 <= len(tokens["operator"]["tokens"][0])
+        assert ["read", "operate", "raw"] == tokens["operator"]["scopes"]
 
     def test_can_be_read_by_its_owner_only(self, env: Path) -> None:
         """Whatever the umask is."""

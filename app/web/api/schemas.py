@@ -20,9 +20,11 @@ class StatusView(BaseModel):
     """Progress, as Atlas' own `/status` answers it."""
 
     status: str | None = Field(examples=["pending"])
-    signed_count: int | None = Field(description="Null while no parties are known.")
-    total: int | None
-    next_signer_email: str | None = Field(description="Null once the status is final.")
+    signed_count: int | None = Field(description="Null while no parties are known.", examples=[1])
+    total: int | None = Field(examples=[2])
+    next_signer_email: str | None = Field(
+        description="Null once the status is final.", examples=["ada@example.com"]
+    )
 
 
 class EnvelopeView(StatusView):
@@ -30,13 +32,13 @@ class EnvelopeView(StatusView):
 
     model_config = ConfigDict(from_attributes=True)
 
-    envelope_id: str
-    account: str
-    tenant: str | None
+    envelope_id: str = Field(examples=["env_1"])
+    account: str = Field(examples=["default"])
+    tenant: str | None = Field(description="The connected account, without `ext_`.")
     disputed: bool = Field(description="Contradicting things were said of this envelope.")
     parties: list[PartyView] | None
     metadata: dict[str, Any] | None
-    external_id: str | None
+    external_id: str | None = Field(examples=["crm-17"])
     client_reference_id: str | None
     is_test: bool | None
     fields_status: str | None
@@ -55,7 +57,15 @@ class EnvelopeView(StatusView):
     expired_at: datetime | None
     extracted_at: datetime | None
     first_seen_at: datetime
-    updated_at: datetime
+    updated_at: datetime = Field(examples=["2026-07-01T12:00:00Z"])
     erased_at: datetime | None
-    version: int = Field(description="Rises with every change; it is the ETag.")
+    archived_at: datetime | None = Field(description="Since when the signed PDF is kept.")
+    version: int = Field(description="Rises with every change, and never falls.")
     sequence: int = Field(description="How many events were recorded.")
+
+
+class EnvelopePage(BaseModel):
+    """Some envelopes of a list."""
+
+    items: list[EnvelopeView]
+    next_cursor: str | None = Field(description="Where the list goes on; null at its end.")

@@ -134,6 +134,30 @@ class TestEveryShelf:
         with pytest.raises(NotFound):
             await keep(shelf, name=name)
 
+    async def test_removes_every_file_of_one_envelope_and_no_other(self, shelf: Shelf) -> None:
+        again = NAME.replace("a" * 16, "c" * 16)
+        of_other = NAME.replace("0" * 32, "1" * 32)
+        for name in (NAME, again, of_other, OTHER):
+            await keep(shelf, name=name)
+
+        assert 2 == await shelf.remove(NAME.removesuffix(f"{'a' * 16}.pdf"))
+        assert 0 == await shelf.remove(NAME.removesuffix(f"{'a' * 16}.pdf"))
+
+        for name in (NAME, again):
+            with pytest.raises(NotFound):
+                await content_of(shelf, name)
+        assert CONTENT == await content_of(shelf, of_other) == await content_of(shelf, OTHER)
+
+    async def test_has_nothing_to_remove_where_nothing_was_kept(self, shelf: Shelf) -> None:
+        assert 0 == await shelf.remove(f"acme/2026/11/{'0' * 32}-")
+
+    @pytest.mark.parametrize("stem", ["", "acme", "acme/2026/11/", f"../2026/11/{'0' * 32}-"])
+    async def test_removes_nothing_by_a_name_that_is_not_ours(
+        self, shelf: Shelf, stem: str
+    ) -> None:
+        with pytest.raises(NotFound):
+            await shelf.remove(stem)
+
 
 class TestDraft:
     def test_knows_what_came(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.callbacks import Callbacks, Event, GiveUp, RetryLater
+from app.callbacks.testing import make_event
 from app.dispatch.attempt import (
     Call,
     Dead,
@@ -193,3 +194,17 @@ class TestFingerprint:
     def test_a_delivery_lost_too_often_has_one_as_well(self) -> None:
         assert 16 == len(exhausted(call(lambda _: None), counted=12).fingerprint)
         assert "" == call(lambda _: None, content=None).event_type
+
+
+class TestAccount:
+    def test_is_that_of_the_event(self) -> None:
+        event = make_event("envelope.signed", account="beta")
+        gone = (new_id(), False, None, *[None] * 51)
+
+        known = call(lambda _: None)
+
+        assert "default" == known.account
+        assert "beta" == Call(known.callback, known.claim, None, event).account
+        assert "" == Call(known.callback, known.claim, None).account
+        nothing = Content(gone, is_postgresql=True, event_type=None, fields_status=None)
+        assert "" == Call(known.callback, known.claim, nothing).account

@@ -72,7 +72,14 @@ class TestColumns:
         columns = Columns(EVENTS, ["degraded"])
 
         assert (["x"],) == columns.read((["x"],), is_postgresql=True)
-        assert (["x"],) == columns.read(('["x"]',), is_postgresql=True)
+        # A document may be a mere text.
+        assert ("x",) == columns.read(("x",), is_postgresql=True)
+
+    def test_documents_are_text_or_a_number_to_sqlite(self) -> None:
+        columns = Columns(EVENTS, ["degraded"])
+
+        assert (["x"],) == columns.read(('["x"]',), is_postgresql=False)
+        assert (5,) == columns.read((5,), is_postgresql=False)
 
     def test_every_type_has_its_array(self) -> None:
         names = ["id", "is_test", "fields_version", "version", "parties", "updated_at"]
