@@ -154,7 +154,7 @@ async def _read(database: Database, event_id: UUID, *, is_body_wanted: bool) -> 
 
 def _print_body(body: bytes | None) -> None:
     if body is None:
-        raise NotFound("the bytes of this event are no longer kept; what was read of them is")
+        raise NotFound("the bytes of this event are no longer kept: pruned, or erased")
     notes.print(f"the raw body as received, {len(body)} bytes; it may hold links that sign")
     sys.stdout.buffer.write(body)
     sys.stdout.buffer.flush()

@@ -29,8 +29,12 @@ async def record(
     judged = await judge(connection, batch)
     conflicts = await claim_conflicts(connection, judged)
     keys = {key for j in judged if (key := j.submission.envelope_key) and not j.is_settled}
-    keys |= named_apart(judged)
-    projection = Projection(await envelopes.lock(connection, keys), interested, now)
+    apart = named_apart(judged)
+    held = await envelopes.lock(connection, keys | apart)
+    # Whoever holds one of these may be about to erase it. There is a contradiction only now and
+    # then, and a wait that ends soon: the batch is halved, and what waits goes to a lane.
+    held |= await envelopes.wait(connection, apart - held.keys())
+    projection = Projection(held, interested, now)
     for each in judged:
         projection.take(each, conflicts=conflicts)
     await _write(connection, projection)
@@ -38,11 +42,13 @@ async def record(
 
 
 def named_apart(judged: Sequence[Judged]) -> set[EnvelopeKey]:
-    """Give the envelopes that contradictions name, whichever they cast doubt on."""
+    """Give the envelopes that contradictions name, if they cast doubt on others."""
     return {
         key
         for each in judged
-        if each.relation is Relation.CONFLICT and (key := each.submission.named_key)
+        if each.relation is Relation.CONFLICT
+        and (key := each.submission.named_key)
+        and key != each.submission.envelope_key
     }
 
 

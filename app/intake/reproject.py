@@ -195,6 +195,9 @@ class _Work(ABC):
         named = (self.submission.envelope_key, self.submission.named_key)
         keys = {key for key in (*named, *others) if key is not None}
         held = await envelopes.lock(self.connection, keys)
+        if (key := self.submission.named_key) is not None and key not in held:
+            # Whoever holds it may be about to erase it.
+            held |= await envelopes.wait(self.connection, [key])
         if missing := {key for key in others if key is not None} - held.keys():
             raise EnvelopesBusy(missing)
         locked = await events.lock(self.connection, self.row.id)

@@ -28,12 +28,13 @@ _COLUMNS = Columns(EnvelopeRow.__table__, [*_OWN, *_DECIDED])  # type: ignore[ar
 _CHANGED = (*_OWN[2:4], "updated_at", *_DECIDED)
 
 _LISTED = ", ".join(f"e.{name}" for name in _COLUMNS.names)
-_POSTGRESQL_LOCK = (
+_POSTGRESQL_WAIT = (
     f"SELECT {_LISTED} FROM envelopes e "
     "JOIN unnest($1::text[], $2::text[]) AS wanted (account, id) "
     "ON e.account = wanted.account AND e.id = wanted.id "
-    "ORDER BY e.account, e.id FOR UPDATE OF e SKIP LOCKED"
+    "ORDER BY e.account, e.id FOR UPDATE OF e"
 )
+_POSTGRESQL_LOCK = f"{_POSTGRESQL_WAIT} SKIP LOCKED"
 _SQLITE_LOCK = (
     f"SELECT {_LISTED} FROM envelopes e "
     "WHERE (e.account, e.id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))"
@@ -84,13 +85,24 @@ class Held:
 
 async def lock(connection: AsyncConnection, keys: Iterable[EnvelopeKey]) -> dict[EnvelopeKey, Held]:
     """Lock the rows that exist and that nobody holds; never wait for one that is held."""
+    return await _lock(connection, keys, _POSTGRESQL_LOCK)
+
+
+async def wait(connection: AsyncConnection, keys: Iterable[EnvelopeKey]) -> dict[EnvelopeKey, Held]:
+    """Lock the rows that exist; wait for those that are held, for as long as the session may."""
+    return await _lock(connection, keys, _POSTGRESQL_WAIT)
+
+
+async def _lock(
+    connection: AsyncConnection, keys: Iterable[EnvelopeKey], on_postgresql: str
+) -> dict[EnvelopeKey, Held]:
     wanted = sorted(keys)
     if not wanted:
         return {}
     is_postgresql = connection.dialect.name != "sqlite"
     if is_postgresql:
         arrays = ([key[0] for key in wanted], [key[1] for key in wanted])
-        rows = await fetch(connection, _POSTGRESQL_LOCK, arrays)
+        rows = await fetch(connection, on_postgresql, arrays)
     else:
         rows = await fetch(connection, _SQLITE_LOCK, [dumps(wanted)])
     held = [_held(_COLUMNS.read(row, is_postgresql=is_postgresql)) for row in rows]

@@ -30,7 +30,8 @@ from app.upkeep.patience import patiently
 log = get_logger("retention")
 
 LIMIT, LONG_LIMIT = timedelta(seconds=10), timedelta(seconds=60)
-AT_ONCE = 500
+# Of bodies each may be as large as a body may be.
+AT_ONCE = 100
 # After each page of what is looked through: whoever records events comes first.
 PAUSE = timedelta(milliseconds=5)
 
@@ -247,7 +248,7 @@ class _Work:
     async def envelope(self, key: EnvelopeKey) -> None:
         """Erase one envelope: its rows first, so that nothing new is kept; then its files."""
         received: list[datetime] = []
-        await self._transact(partial(self._clear, key, received))
+        await self._transact(partial(self._clear, key, received), LONG_LIMIT)
         await self._transact(partial(self._forget_terms, key), LONG_LIMIT)
         await self._clear_files(key, received)
 
@@ -286,8 +287,10 @@ class _Work:
             self.counts["files"] += int(name is not None)
             return
         months = {datetime(at.year, at.month, 1, tzinfo=UTC) for at in received}
+        # What was kept before the account got its label of today lies under the one of then.
+        labels = {key[0], name.partition("/")[0] if name is not None else key[0]}
         try:
-            removed = await self._remove_files(*key, months)
+            removed = sum([await self._remove_files(each, key[1], months) for each in labels])
         except AppError as error:
             self.failures.append(f"the archived PDF of {key[1]} was not removed: {error}")
             return
@@ -305,7 +308,10 @@ class _Work:
 
     async def rest(self, found: Traces) -> None:
         """Erase what was found apart from envelopes, and write down that all of it was."""
-        await self._transact(partial(erasure.clear_events, ids=found.events))
+        events = sorted(found.events)
+        for start in range(0, len(events), AT_ONCE):
+            part = events[start : start + AT_ONCE]
+            await self._transact(partial(erasure.clear_events, ids=part))
         await self._transact(partial(self._clear_texts, found))
         if self._search.envelope is None and not self._is_dry:
             await self._transact(self._note)

@@ -18,7 +18,7 @@ from app.upkeep.patience import patiently
 log = get_logger("retention")
 
 NAME = "prune"
-LIMIT = timedelta(seconds=8)
+LIMIT, LONG_LIMIT = timedelta(seconds=8), timedelta(seconds=60)
 # Who holds the lease and is killed is followed by another one after so long.
 LEASE = timedelta(seconds=10)
 AT_ONCE = 500
@@ -58,7 +58,7 @@ async def prune(
     Ended in the middle, or killed, it can be said again, and goes on where it was. Raises
     `Occupied` while another process does it.
     """
-    async with database.begin(limit=LIMIT, is_reading=True) as connection:
+    async with database.begin(limit=LONG_LIMIT, is_reading=True) as connection:
         before = await pruning.cutoff(connection, age)
         # To count is to read an index; whoever looks at no bar can do without.
         progress = Pruned(await pruning.count(connection, before) if is_counted else 0)

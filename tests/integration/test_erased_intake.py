@@ -1,7 +1,9 @@
 """What arrives for an envelope that was erased: known, owed, and without personal data."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
-from datetime import UTC, datetime
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +15,7 @@ from app.errors import NotAllowed
 from app.events.erasure import ERASED
 from app.intake.reproject import Result, reproject
 from app.intake.submission import Outcome
+from app.store import erasure as store
 from app.upkeep import erasure
 from tests.factories import SIGNER, make_body
 from tests.integration.ledger import Ledger, until
@@ -44,6 +47,19 @@ async def erase(receiver: Replica, envelope_id: str = "env_1") -> None:
     steps = erasure.erase(receiver.database, search, found, actor="ada", remove_files=no_files)
     async for _ in steps:
         pass
+
+
+@asynccontextmanager
+async def erasing(receiver: Replica) -> AsyncIterator[None]:
+    """Erase an envelope, and commit that at the end of the block."""
+    key = (receiver.account, "env_1")
+    async with receiver.database.begin(limit=timedelta(seconds=10)) as connection:
+        held = await store.lock(connection, key)
+        assert held is not None
+        await store.clear_envelope(connection, held)
+        said = await store.said_of(connection, key)
+        await store.clear_events(connection, [row.id for row in said])
+        yield
 
 
 async def kept(receiver: Replica) -> set[UUID]:
@@ -192,6 +208,23 @@ class TestContradiction:
         assert receipt.event_id not in await kept(receiver)
         assert CANARY not in await everything(receiver)
 
+    async def test_that_names_another_envelope_which_is_just_being_erased(
+        self, receiver: Replica
+    ) -> None:
+        await receiver.record(make_body(event="envelope.sent", **WORDY))
+        await receiver.record(make_body(envelope_id="env_2", event_id="evt_1"))
+
+        async with erasing(receiver):
+            body = make_body(event="envelope.signed", event_id="evt_1", **WORDY)
+            recording = asyncio.create_task(receiver.record(body))
+            # Nothing says that it waits; if it does not, this is where it goes wrong.
+            await asyncio.wait([recording], timeout=0.3)
+        receipt = await recording
+
+        assert Outcome.CONFLICT == receipt.outcome
+        assert receipt.event_id not in await kept(receiver)
+        assert CANARY not in await everything(receiver)
+
     async def test_that_names_an_envelope_which_is_not(self, receiver: Replica) -> None:
         await receiver.record(make_body(envelope_id="env_2", event="envelope.sent"))
         await receiver.record(make_body(envelope_id="env_3", event_id="evt_1"))
@@ -225,6 +258,27 @@ class TestReprojecting:
         assert Result.RECORDED == done.result
         assert quarantined.event_id not in await kept(receiver)
         assert "declined" == (await receiver.envelope("env_1")).status
+        assert CANARY not in await everything(receiver)
+
+    async def test_from_quarantine_waits_for_whoever_erases_what_it_names(
+        self, receiver: Replica
+    ) -> None:
+        await receiver.record(make_body(event="envelope.sent", **WORDY))
+        await receiver.record(make_body(envelope_id="env_2", event_id="evt_1"))
+        quarantined = await receiver.record(b"[]")
+        body = make_body(event="envelope.signed", event_id="evt_1", **WORDY)
+        change = BODIES.update().where(BODIES.c.event_id == quarantined.event_id)
+        await execute(receiver.database, change.values(body=body))
+
+        async with erasing(receiver):
+            reading = asyncio.create_task(
+                reproject(receiver.database, quarantined.event_id, actor="ada")
+            )
+            await asyncio.wait([reading], timeout=0.3)
+        done = await reading
+
+        assert Result.CONFLICT == done.result
+        assert quarantined.event_id not in await kept(receiver)
         assert CANARY not in await everything(receiver)
 
     async def test_of_an_event_whose_bytes_came_back_changes_nothing_else(

@@ -20,7 +20,7 @@ from app.callbacks.shelf import Directory, Shelf, ShelfError
 from app.errors import NotAllowed, NotFound
 from app.events.erasure import ERASED
 from app.store import callbacks as register
-from app.store import deliveries, envelopes, feed, terms
+from app.store import deliveries, envelopes, feed, keys, terms
 from app.store.base import Base
 from app.store.callbacks import Subscription
 from app.store.models import AttemptRow, AuditRow, ExpectationRow, ShapeRow
@@ -342,6 +342,17 @@ class TestFiles:
         assert [of_other.rpartition("/")[2]] == left
         row = await world.receiver.envelope("env_1")
         assert (None, None, None) == (row.archived_at, row.archive_name, row.archive_sha256)
+
+    async def test_of_before_the_account_was_renamed_go_too(self, world: World) -> None:
+        await world.receiver.record(make_body(**WORDY))
+        await world.keep_file()
+        async with world.database.begin(limit=LIMIT) as connection:
+            await keys.rename(connection, "default", "acme", actor="ada", at=datetime.now(UTC))
+
+        done = await world.erase()
+
+        assert (1, []) == (done.counts["files"], done.failures)
+        assert [] == await world.traces()
 
     async def test_that_cannot_be_removed_are_reported_and_removed_the_next_time(
         self, world: World

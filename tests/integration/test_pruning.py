@@ -114,6 +114,12 @@ class TestOldBodies:
         assert 1 == done.emptied
         assert {young} == await kept(ledger)
 
+    async def test_of_before_there_were_any(self, ledger: Ledger) -> None:
+        event_id = await old(ledger)
+
+        assert Pruned(0) == await pruned(ledger, timedelta.max)
+        assert {event_id} == await kept(ledger)
+
     async def test_without_any_there_is_nothing_to_do(self, ledger: Ledger) -> None:
         assert Pruned(0) == await pruned(ledger)
 

@@ -22,6 +22,10 @@ ANN = address(" Ann@Example.com ")
         ),
         pytest.param(rb'{"metadata": "{\"by\": \"ann\\u0040example.com\"}"}', id="escaped-in-text"),
         pytest.param(b'{"url": "https://x/?email=ann%40example.com&a=1"}', id="in-a-link"),
+        pytest.param(b"https://x/?to=bob%40example.com%2Cann%40example.com", id="in-a-list"),
+        pytest.param(b"https://x/?to=%3cAnn%40example%2ecom%3E", id="in-brackets-in-a-link"),
+        pytest.param(b"https://x/?next=%2F%3Fto%3Dann%2540example.com", id="in-a-link-in-a-link"),
+        pytest.param(rb'{"a": "\u0025\u0034\u0030", "b": "%2Cann\u002540example.com"}', id="both"),
         pytest.param(b"Please ask ann@example.com.", id="at-the-end-of-a-sentence"),
         pytest.param(b'"Ann" <ann@example.com>', id="in-brackets"),
         pytest.param("ann@example.com".encode("utf-16"), id="two-bytes-for-each"),
@@ -96,6 +100,7 @@ def test_is_taken_out_of_a_value() -> None:
     [
         pytest.param(b"\\" * 500_000, id="backslashes"),
         pytest.param(b"\\\\u0040" * 100_000, id="escapes"),
+        pytest.param(b"%25" * 300_000, id="percent-signs"),
         pytest.param(b"ann" * 300_000 + b"\\", id="beginnings"),
     ],
 )
