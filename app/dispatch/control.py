@@ -92,7 +92,7 @@ async def list_deliveries(  # noqa: PLR0913  # each filter is a word that operat
             looks -= 1
         items = await deliveries.read(connection, search.found, sight)
         if callback is not None and not items:
-            require_callback(await subscriptions.read(connection), callback)
+            require_callback(await subscriptions.read(connection), callback, sight=sight)
     return Page(tuple(reversed(items)), search.next_cursor)
 
 
@@ -291,12 +291,15 @@ def _still_served(flow: Flow) -> str:
     )
 
 
-def require_callback(registered: Sequence[Subscription], name: str) -> Subscription:
-    """Give the callback of this name. Raises `NotFound`, which names those there are."""
-    for each in registered:
+def require_callback(
+    registered: Sequence[Subscription], name: str, *, sight: Sight = EVERYTHING
+) -> Subscription:
+    """Give the callback of this name. Raises `NotFound`, which names those that are seen."""
+    seen = [each for each in registered if is_seen(each, sight)]
+    for each in seen:
         if each.name == name:
             return each
-    known = ", ".join(each.name for each in registered) or "none: no process has loaded any"
+    known = ", ".join(each.name for each in seen) or "none: no process has loaded any"
     raise NotFound(
         f"there is no callback {name!r}; registered: {known} (a new one is registered once a "
         "process that has it was started)"
@@ -332,7 +335,8 @@ class _Act:
                 raise NotAllowed(f"delivery {wanted} {text}")
             if self.action == RETRIED:
                 # Of one that was forgotten nobody would ever try it, nor set it aside.
-                require_callback(await subscriptions.read(connection), delivery.callback)
+                registered = await subscriptions.read(connection)
+                require_callback(registered, delivery.callback, sight=sight)
             await change(connection, wanted)
             await self._write_down(connection, delivery)
         return delivery

@@ -59,7 +59,7 @@ async def list_groups(
     async with database.begin(limit=COUNTING, is_reading=True) as connection:
         found = await failures.groups(connection, callback=callback, sight=sight, limit=limit)
         if callback is not None and not found:
-            require_callback(await callbacks.read(connection), callback)
+            require_callback(await callbacks.read(connection), callback, sight=sight)
     return found
 
 

@@ -9,13 +9,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from app.dispatch.control import LIMIT, as_id, require_callback
+from app.dispatch.control import LIMIT, as_id, is_seen, require_callback
 from app.errors import NotAllowed, NotFound
 from app.store import callbacks, deliveries, events, replays
 from app.store.callbacks import OVERLAP, Subscription
+from app.store.deliveries import EVERYTHING
 from app.store.ids import first_id_at
 from app.store.replays import Owed
 from app.store.session import Connection, Database, DatabaseError
+from app.store.sight import Sight
 
 # How far ahead of their time deliveries of the past are made. What is live and of the same
 # envelope waits behind them for no longer, and an end by hand leaves no more than this behind.
@@ -42,11 +44,13 @@ async def redispatch(
     *,
     actor: str,
     to: Collection[str] | None = None,
+    sight: Sight = EVERYTHING,
 ) -> list[Redelivery]:
     """Owe an event again to every callback that asks for it now, or to some of them.
 
     Each gets a delivery of its own, with an idempotency key of its own, whatever became of
-    those before. If one that is named does not ask for it, none gets any.
+    those before. If one that is named does not ask for it, none gets any. Callbacks that are
+    not seen are neither given it nor named.
     """
     wanted = as_id(event_id, "an event")
     async with database.begin(limit=LIMIT) as connection:
@@ -54,7 +58,8 @@ async def redispatch(
         if event is None:
             raise NotFound(f"there is no event {wanted}")
         _refuse_redispatch(event)
-        names = await _interested(connection, event, to)
+        registered = [each for each in await callbacks.read(connection) if is_seen(each, sight)]
+        names = _interested(registered, event, to)
         made = await _owe_again(connection, event, names)
         details = {each.callback: each.generation for each in made}
         await deliveries.audit(
@@ -80,8 +85,9 @@ def _refuse_redispatch(event: Any) -> None:
         )
 
 
-async def _interested(connection: Connection, event: Any, to: Collection[str] | None) -> list[str]:
-    registered = await callbacks.read(connection)
+def _interested(
+    registered: Sequence[Subscription], event: Any, to: Collection[str] | None
+) -> list[str]:
     if to is not None:
         registered = [require_callback(registered, name) for name in dict.fromkeys(to)]
     names = [each.name for each in registered if each.wants(event.type, event.account)]

@@ -27,12 +27,15 @@ _EFFECTS: Final[Mapping[str, str]] = {
     "and delivered to who asks for it",
     Effect.CONFLICT: "{type} contradicts event {original}: it is kept, and was not applied",
 }
+# Of an event that was a conflict first; its own words are those of today.
+_ACCEPTED: Final = "{type} contradicts event {original}, and its word was taken later{after}"
 _ACTS: Final[Mapping[str, str]] = {
     "delivery.retried": "made the delivery due again",
     "delivery.discarded": "gave the delivery up",
     "event.redispatched": "had the event delivered once more",
     "event.reprojected": "applied the event again",
     "event.accepted": "took the event's word, whatever was said before",
+    # On the command line, and over HTTP.
     "body.read": "read the bytes as they were received",
     "envelope.erased": "erased the envelope",
     "envelope.expected": "said that the envelope was created",
@@ -46,11 +49,15 @@ def of_event(said: Said) -> str:
     if said.type.startswith(OWN_EVENTS):
         text = _OWN.get(said.type, f"The service says {said.type}") + after
     else:
-        text = _EFFECTS.get(said.effect, "{type} was recorded as " + said.effect).format(
-            type=said.type, original=said.original_id, after=after
-        )
+        text = _effect(said).format(type=said.type, original=said.original_id, after=after)
     lost = f"; values that could not be used: {', '.join(said.degraded)}" if said.degraded else ""
     return f"{text}{lost}."
+
+
+def _effect(said: Said) -> str:
+    if said.effect == Effect.APPLIED and said.original_id is not None:
+        return _ACCEPTED
+    return _EFFECTS.get(said.effect, "{type} was recorded as " + said.effect)
 
 
 def _after(said: Said) -> str:

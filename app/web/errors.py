@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.errors import AppError, Gone, InvalidCursor, NotAllowed, NotFound, NotYet, TooMany
-from app.store.session import DatabaseError
+from app.store.session import DatabaseError, sqlstate
 from app.telemetry import described, get_logger
 
 log = get_logger("api")
@@ -65,6 +65,8 @@ _MEANINGS = {
     429: "As many as may wait do so already",
     503: "The database does not answer in time, or what was waited for has not come",
 }
+# PostgreSQL's word for a row that somebody else did not let go in time.
+_LOCKED = "55P03"
 
 
 def answer(
@@ -111,7 +113,11 @@ def _refused(_: Request, error: Exception) -> Response:
 
 
 def _database(_: Request, error: Exception) -> Response:
-    log.warning("request.failed", error=type(error).__name__)
+    code = sqlstate(error)
+    log.warning("request.failed", error=type(error).__name__, sqlstate=code)
+    if code == _LOCKED:
+        text = "Somebody else is just changing what this asks for: ask again."
+        return answer(503, text, headers={"Retry-After": "1"})
     return answer(503, "The database does not answer in time.", headers={"Retry-After": "5"})
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from app.main import describe
 from tests.acceptance.conftest import with_password
-from tests.acceptance.raw import Answer, Connection, request
-from tests.acceptance.service import KEY, Service, wait_for
+from tests.acceptance.raw import Answer, Connection, exchange, request
+from tests.acceptance.service import BETA_KEY, KEY, Service, wait_for
 from tests.factories import make_body, new_envelope_id
 
 READ = "token-canary-that-only-reads-1"
@@ -58,6 +58,8 @@ BODIES = {
 MAKES_ITS_OWN = {("put", "/api/envelope/{envelope_id}/expect")}
 # These count what the process does, for all accounts together, and name callbacks.
 OF_THE_PROCESS = {"/metrics"}
+# Lists that can be asked for those of a callback.
+LISTS = ("deliveries", "failures")
 # What a callback is told is everybody's affair: another account's token may not act.
 SHARED = {
     ("post", "/api/callbacks/{name}/pause"),
@@ -154,6 +156,13 @@ class Office:
             # A stream has a head at once, and an end never.
             return connection.read(is_head=route.path.endswith("/stream"))
 
+    def post(self, target: str, token: str, body: bytes) -> Answer:
+        headers = [
+            (b"Authorization", b"Bearer " + token.encode()),
+            (b"Content-Type", b"application/json"),
+        ]
+        return exchange(self.service.port, request("POST", target, headers, body))
+
 
 @pytest.fixture(name="office", scope="module")
 def _office(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
@@ -232,6 +241,27 @@ class TestMatrix:
             assert answer.status in ({200, 403} if route.path in OF_THE_PROCESS else {200})
             hidden = set(office.examples) - ({"name"} if route.path in OF_THE_PROCESS else set())
             assert not [what for what in hidden if office.examples[what].encode() in answer.body]
+
+    def test_no_refusal_names_a_callback_of_another_account(self, office: Office) -> None:
+        envelope_id = new_envelope_id()
+        body = make_body(event="survey.sent", envelope_id=envelope_id)
+        event_id = office.service.deliver(body, BETA_KEY).json()["event_id"]
+        name = office.examples["name"]
+        lists = [f"/api/{of}?callback={who}" for of in LISTS for who in ("nobody", name)]
+
+        listed = [office.service.ask(target, OTHER) for target in lists]
+        acted = [
+            office.post(f"/api/events/{event_id}/redispatch", OTHER, body)
+            for body in (b"", b'{"callbacks": ["%s"]}' % name.encode())
+        ]
+
+        assert [404] * 4 == [answer.status for answer in listed]
+        assert [409, 404] == [answer.status for answer in acted]
+        known = [
+            answer.json()["detail"].replace(f"callback '{name}'", "")
+            for answer in [*listed, *acted]
+        ]
+        assert not [detail for detail in known if name in detail or "default" in detail]
 
     def test_after_all_of_that_nothing_has_changed(self, office: Office) -> None:
         delivery = office.service.ask(f"/api/deliveries/{office.examples['delivery_id']}", READ)

@@ -458,10 +458,41 @@ class TestExpect:
         assert (True, None) == (answer.json()["seen"], answer.json()["due_at"])
 
     def test_needs_to_know_the_account(self, service: Service) -> None:
-        answer = put(service, "/api/envelope/env_1/expect")
+        answer = put(service, f"/api/envelope/{new_envelope_id()}/expect")
 
         assert 409 == answer.status
-        assert "'beta' and 'default'" in answer.json()["detail"]
+        assert "any of 'beta', 'default'" in answer.json()["detail"]
+
+    def test_finds_the_account_that_has_it(self, service: Service) -> None:
+        envelope_id = new_envelope(service, BETA_KEY)
+        target = f"/api/envelope/{envelope_id}/expect"
+
+        found = put(service, target)
+        new_envelope(service, KEY, envelope_id=envelope_id)
+        ambiguous = put(service, target)
+
+        assert (200, "beta") == (found.status, found.json()["account"])
+        assert 409 == ambiguous.status
+        assert "'beta' and 'default' both have" in ambiguous.json()["detail"]
+
+    def test_is_over_once_it_was_heard_of(self, service: Service) -> None:
+        envelope_id = new_envelope_id()
+        target = f"/api/envelope/{envelope_id}/expect"
+
+        before = put(service, target, None, DEFAULT).json()
+        new_envelope(service, KEY, envelope_id=envelope_id)
+        after = put(service, target, None, DEFAULT).json()
+
+        assert (False, True) == (before["seen"], after["seen"])
+        assert before["due_at"] is not None
+        assert after["due_at"] is None
+
+    def test_takes_no_body_that_has_no_end(self, service: Service) -> None:
+        body = {"within": 3600, "because": "x" * 100_000}
+
+        answer = put(service, "/api/envelope/env_1/expect", body, DEFAULT)
+
+        assert (413, True) == (answer.status, answer.is_problem)
 
     @pytest.mark.parametrize(
         "body", [{"within": 59}, {"within": 604_801}, {"within": "soon"}, {"when": 60}, [], 7]
@@ -507,9 +538,23 @@ class TestExpectOfOneAccount:
 
         own = put(service, target, token=MANAGER_TOKEN)
         others = put(service, target, None, DEFAULT, token=MANAGER_TOKEN)
+        nobodys = put(service, target, None, (b"Atlas-Account", b"bta"), token=MANAGER_TOKEN)
 
         assert (200, "beta") == (own.status, own.json()["account"])
-        assert 404 == others.status
+        # Whose label it is shows nowhere, and who mistypes one expects nothing somewhere else.
+        assert (404, others.json()) == (others.status, nobodys.json())
+
+    def test_knows_a_new_one_by_the_tenant(self, managed: tuple[Service, Path]) -> None:
+        service, _ = managed
+        for tenant in (b"ext_org_9", b"1b4e28ba-2fa1-11d2-883f-0016d3cca427"):
+            answer = put(
+                service,
+                f"/api/envelope/{new_envelope_id()}/expect",
+                None,
+                (b"Atlas-Account", tenant),
+                token=MANAGER_TOKEN,
+            )
+            assert (200, "beta") == (answer.status, answer.json()["account"])
 
     def test_is_not_for_an_envelope_of_another_tenant(self, managed: tuple[Service, Path]) -> None:
         service, _ = managed

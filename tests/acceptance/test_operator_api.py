@@ -1,12 +1,16 @@
 """What operators do over HTTP: look, retry, discard, pause; and the flight recorder."""
 
+import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import asyncpg
 import pytest
 
 from tests.acceptance.conftest import with_password
@@ -115,6 +119,26 @@ def account(label: str) -> Header:
     return b"Atlas-Account", label.encode()
 
 
+@contextmanager
+def held(database: str, delivery_id: str) -> Iterator[None]:
+    """Hold a delivery as one who works on it does, and let it go unchanged."""
+    if database.startswith("sqlite:///"):
+        path = database.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+        return
+    with asyncio.Runner() as runner:
+        settings = {"search_path": "atlas_receiver"}
+        connecting = asyncpg.connect(database, timeout=10, server_settings=settings)
+        holder = runner.run(connecting)
+        runner.run(holder.execute("BEGIN"))
+        query = "SELECT 1 FROM deliveries WHERE id = $1::text::uuid FOR UPDATE"
+        assert 1 == runner.run(holder.fetchval(query, delivery_id))
+        yield
+        runner.run(holder.close())
+
+
 def lines(answer: Answer) -> list[dict[str, Any]]:
     return [json.loads(line) for line in answer.body.splitlines()]
 
@@ -177,6 +201,24 @@ class TestDeliveries:
         [(actor, action, details)] = desk.acts(f"delivery:{delivery['id']}")
         assert ("api:ada", "delivery.discarded") == (actor, action)
         assert "by hand" == details["reason"]
+
+    def test_that_somebody_holds_are_refused_and_not_waited_for(self, desk: Desk) -> None:
+        delivery = desk.bury()
+        target = f"/api/deliveries/{delivery['id']}"
+
+        with held(desk.database, delivery["id"]):
+            retried = desk.post(f"{target}/retry")
+            discarded = desk.post(f"{target}/discard", reason="by hand")
+            looked = desk.get(target)
+
+        assert [503, 503, 200] == [each.status for each in (retried, discarded, looked)]
+        assert all(
+            each.is_problem and "retry-after" in each.headers for each in (retried, discarded)
+        )
+        if not desk.database.startswith("sqlite"):
+            assert "Somebody else is just changing" in discarded.json()["detail"]
+        assert [] == desk.acts(f"delivery:{delivery['id']}")
+        assert 200 == desk.post(f"{target}/discard", reason="by hand").status
 
     def test_that_are_done_are_refused(self, desk: Desk) -> None:
         envelope_id = new_envelope_id()

@@ -37,7 +37,9 @@ async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
 async def say(ledger: Ledger, effect: str = "applied", **about: Any) -> UUID:
     """Record one event, with columns that intake sets now and then."""
     columns: dict[str, Any] = {
-        name: about.pop(name) for name in ("copies", "status", "degraded") if name in about
+        name: about.pop(name)
+        for name in ("copies", "status", "degraded", "original_id")
+        if name in about
     }
     event_id = await ledger.record(effect=effect, **about)
     table = history._events
@@ -122,6 +124,15 @@ class TestEvents:
         await say(ledger, event_type=event_type)
 
         assert words in the(await story_of(ledger), "event").summary
+
+    async def test_whose_word_was_taken_say_what_they_were(self, ledger: Ledger) -> None:
+        original = await say(ledger, envelope="env_2")
+        await say(ledger, "applied", original_id=original)
+
+        assert (
+            f"envelope.signed contradicts event {original}, and its word was taken later; "
+            "it is signed." == the(await story_of(ledger), "event").summary
+        )
 
     async def test_name_what_could_not_be_used(self, ledger: Ledger) -> None:
         await say(ledger, status=None, degraded=["parties.0.email"])
@@ -233,6 +244,17 @@ class TestActs:
 
         assert "ada gave the delivery up: sent by hand." == act.summary
         assert f"delivery:{delivery_id}" == act.about["subject"]
+
+    async def test_name_who_has_read_the_bytes(self, ledger: Ledger) -> None:
+        subject = f"event:{await say(ledger)}"
+        async with ledger.transaction() as connection:
+            await deliveries.audit(
+                connection, actor=ACTOR, action="body.read", subject=subject, details={"bytes": 7}
+            )
+
+        act = the(await story_of(ledger), "act")
+
+        assert "ada read the bytes as they were received." == act.summary
 
     async def test_upon_an_envelope_are_those_of_its_account(self, ledger: Ledger) -> None:
         await say(ledger)

@@ -120,11 +120,11 @@ async def get_body(
         row = await _find(connection, event_id, consumer=consumer, account=atlas_account)
         body = await events.read_body(connection, row.id)
         if body is None:
-            raise Gone(f"the bytes of event {row.id} are no longer kept; what was read of them is")
+            raise Gone(f"the bytes of event {row.id} are no longer kept: pruned, or erased")
         await deliveries.audit(
             connection,
             actor=_actor(consumer),
-            action="event.body_read",
+            action="body.read",
             subject=f"event:{row.id}",
             details={"bytes": len(body)},
         )
@@ -155,11 +155,13 @@ async def redispatch(
     before. For all of them or, if one does not ask for it, for none.
     """
     row = await _see(database, event_id, consumer=consumer, account=atlas_account)
+    accounts = consumer.accounts
     made = await replay.redispatch(
         database,
         row.id,
         actor=_actor(consumer),
         to=None if to is None else to.callbacks,
+        sight=Sight(None if accounts is None else tuple(accounts)),
     )
     views = [RedeliveryView.model_validate(each) for each in made]
     return RedispatchView(event_id=row.id, deliveries=views)

@@ -1,7 +1,9 @@
 """What a consumer says of an envelope that it has created: that something must be heard of it."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,13 +13,16 @@ from app.store import expectations, lookups, sight
 from app.store.deliveries import audit
 from app.store.session import Connection
 from app.store.sight import Sight
-from app.web.api.finding import EnvelopeId, ambiguous, refuse_unusable
+from app.web.api.finding import EnvelopeId, refuse_unusable, the_one
+from app.web.bounded import BoundedRoute
 from app.web.deps import AtlasAccount, Operator, Pool
 from app.web.errors import problems
 
 LIMIT = timedelta(seconds=3)
+# So many accounts stand in a refusal.
+MOST_NAMED = 10
 
-router = APIRouter(prefix="/api/envelope", tags=["envelopes"])
+router = APIRouter(prefix="/api/envelope", tags=["envelopes"], route_class=BoundedRoute)
 
 
 class Expecting(BaseModel):
@@ -55,7 +60,7 @@ class ExpectationView(BaseModel):
 @router.put(
     "/{envelope_id:path}/expect",
     summary="Say that you created it",
-    responses=problems(404, 409),
+    responses=problems(404, 409, 413),
 )
 async def expect_envelope(
     envelope_id: EnvelopeId,
@@ -68,13 +73,14 @@ async def expect_envelope(
     """Have it noticed if no webhook about this envelope comes in time.
 
     If nothing was heard of it by then, the event `receiver.silent` is raised, once. The same
-    request again changes nothing; another `within` counts from the first one, too.
+    request again changes nothing; another `within` counts from the first one, too. A token that
+    sees several accounts says with `Atlas-Account` whose the envelope will be.
     """
     refuse_unusable(envelope_id, atlas_account)
     within = (expecting or Expecting()).within
     async with database.begin(limit=LIMIT) as connection:
         seen = await sight.resolve(connection, consumer.accounts, atlas_account)
-        account = await _account(connection, seen, envelope_id)
+        account = await _account(connection, seen, envelope_id, meant=atlas_account)
         expectation, is_seen = await expectations.expect(
             connection,
             account,
@@ -94,30 +100,45 @@ async def expect_envelope(
         envelope_id=envelope_id,
         expected_by=expectation.consumer,
         expected_at=expectation.created_at,
-        due_at=expectation.due_at,
+        # The row keeps it until somebody looks whether it is over.
+        due_at=None if is_seen else expectation.due_at,
         silent_at=expectation.silent_at,
         seen=is_seen,
     )
 
 
-async def _account(connection: Connection, seen: Sight, envelope_id: str) -> str:
-    """Give the one account that can be meant. Raises `NotFound` or `NotAllowed`."""
+async def _account(
+    connection: Connection, seen: Sight, envelope_id: str, *, meant: str | None
+) -> str:
+    """Give the account that has the envelope, or else the only one that can be meant."""
+    if rows := await lookups.find(connection, seen, envelope_id):
+        account: str = the_one(rows, envelope_id).account
+        return account
     accounts = seen.accounts
     if accounts is None:
         accounts = tuple(await expectations.accounts(connection))
-    if not accounts:
+    if not accounts or (seen.tenant is not None and not _names_tenant(meant or "")):
         raise NotFound("There is no such account here.")
     if len(accounts) > 1:
-        raise NotAllowed(ambiguous(accounts))
-    if seen.tenant is not None:
-        await _require_tenant(connection, accounts[0], seen.tenant, envelope_id)
+        raise NotAllowed(_undecided(accounts))
+    # Whose tenant's a new one is, nobody knows; but this one is known to be another's.
+    if await lookups.find(connection, Sight(accounts), envelope_id):
+        raise NotFound(f"There is no envelope {envelope_id} here.")
     return accounts[0]
 
 
-async def _require_tenant(
-    connection: Connection, account: str, tenant: str, envelope_id: str
-) -> None:
-    """Refuse an envelope that is known to be another tenant's; whose a new one is, nobody knows."""
-    for row in await lookups.find(connection, Sight((account,)), envelope_id):
-        if row.tenant != tenant:
-            raise NotFound(f"There is no envelope {envelope_id} here.")
+def _names_tenant(meant: str) -> bool:
+    """Whether this names a tenant for sure, and is no account that was mistyped, or is hidden."""
+    try:
+        return meant.startswith("ext_") or bool(UUID(meant))
+    except ValueError:
+        return False
+
+
+def _undecided(accounts: Sequence[str]) -> str:
+    names = ", ".join(map(repr, accounts[:MOST_NAMED]))
+    more = "" if len(accounts) <= MOST_NAMED else ", …"
+    return (
+        f"This envelope is not known yet, and its account may be any of {names}{more}: say which "
+        "with the header Atlas-Account."
+    )
