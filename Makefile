@@ -34,7 +34,7 @@ run: setup ## Set everything up and run the service on SQLite (PORT=9000 make ru
 	@exec $(PY) -m app serve --migrate $(if $(PORT),--port '$(PORT)')
 
 test: $(VENV)/test.stamp ## Run the tests on SQLite and on a real PostgreSQL (ARGS="-k intake")
-	@exec $(PY) -m pytest -n $(WORKERS) $(ARGS)
+	@exec $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/tools.stamp ## Format, lint, types, import contracts, tests, coverage, container files
 	$(PY) -m ruff format --check .
@@ -46,7 +46,7 @@ check: $(VENV)/tools.stamp ## Format, lint, types, import contracts, tests, cove
 	@$(PY) -m app openapi | diff -q - docs/openapi.json >/dev/null || { \
 		echo 'docs/openapi.json is not what the routes say: write it with "make openapi"' >&2; exit 1; }
 	$(PY) -m coverage erase
-	$(PY) -m pytest -n $(WORKERS) --cov --cov-report= $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report= $(ARGS)
 	$(PY) -m coverage report --include='$(CORE)' --fail-under=100
 	$(PY) -m coverage report --fail-under=95
 

@@ -213,7 +213,7 @@ class Services:
         self._served = {callback.name for callback in callbacks}
         self.announcer = Announcer(self.database)
         self.sequencer = Sequencer(
-            self.database, holder=worker_name(), is_pressed=lambda: self.intake.is_pressed
+            self.database, holder=worker_name(), is_pressed=lambda: self.intake.is_busy
         )
         self.tail = Tail(self.database)
         self.silence = Silence(self.database, on_owed=self._tell_workers)
@@ -221,7 +221,7 @@ class Services:
         self.following = Following(
             self.database,
             followers=[Terms(), self.drift],
-            is_pressed=lambda: self.intake.is_pressed,
+            is_pressed=lambda: self.intake.is_busy,
         )
         self._takes_webhooks = takes_webhooks
         self._tasks: dict[str, asyncio.Task[None]] = {}

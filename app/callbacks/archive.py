@@ -11,9 +11,8 @@ kept, the envelope names the newer, and a warning is logged. A replay of the eve
 back that was lost.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from itertools import product
 from typing import Any, Protocol
 
@@ -21,7 +20,7 @@ from pydantic import SecretStr
 
 from app.atlas.client import ApiKey, Atlas, AtlasError, AtlasRefused, EnvelopeUnknown
 from app.callbacks import Callbacks, Event, GiveUp, RetryLater
-from app.callbacks.shelf import Draft, Shelf, open_shelf
+from app.callbacks.shelf import Draft, Shelf, open_shelf, stem_of
 from app.errors import AppError, ConfigError
 from app.outbound import TooLarge
 from app.store.archives import Archive, is_erased, record_archive
@@ -115,7 +114,7 @@ class Archiver:
 
     async def _forgo(self, event: Event, envelope_id: str) -> None:
         """Keep nothing; an attempt before this one may have died over its file."""
-        await self._shelf.remove(_stem(event.account, envelope_id, event.received_at))
+        await self._shelf.remove(stem_of(event.account, envelope_id, event.received_at))
         log.info("document.skipped", **_about(event), reason="erased")
 
     async def _keep(self, event: Event, envelope_id: str) -> Archive:
@@ -214,20 +213,7 @@ def _name(event: Event, envelope_id: str, digest: str) -> str:
     known = event.envelope
     if known is not None and known.archive_name and known.archive_sha256 == digest:
         return known.archive_name
-    return f"{_stem(event.account, envelope_id, event.received_at)}{digest[:16]}.pdf"
-
-
-def _stem(account: str, envelope_id: str, received_at: datetime) -> str:
-    of = sha256(f"{account}\n{envelope_id}".encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{account}/{received_at:%Y/%m}/{of[:32]}-"
-
-
-async def remove_documents(
-    shelf: Shelf, account: str, envelope_id: str, received: Iterable[datetime]
-) -> int:
-    """Remove every PDF of an envelope whose events were received then; say how many."""
-    stems = {_stem(account, envelope_id, at.astimezone(UTC)) for at in received}
-    return sum([await shelf.remove(stem) for stem in sorted(stems)])
+    return f"{stem_of(event.account, envelope_id, event.received_at)}{digest[:16]}.pdf"
 
 
 def _tell(event: Event, archive: Archive, *, is_new: bool) -> None:

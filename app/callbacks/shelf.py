@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -427,3 +427,17 @@ def _named_faults() -> Iterator[None]:
     except (BaseError, OSError) as error:
         kind = type(error).__name__.removesuffix("Error")
         raise ShelfError(f"the bucket of ARCHIVE_URL cannot be used: {kind}") from error
+
+
+def stem_of(account: str, envelope_id: str, received_at: datetime) -> str:
+    """Make what the names of all files of one event's envelope begin with."""
+    of = sha256(f"{account}\n{envelope_id}".encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{account}/{received_at:%Y/%m}/{of[:32]}-"
+
+
+async def remove_documents(
+    shelf: Shelf, account: str, envelope_id: str, received: Iterable[datetime]
+) -> int:
+    """Remove every PDF of an envelope whose events were received then; say how many."""
+    stems = {stem_of(account, envelope_id, at.astimezone(UTC)) for at in received}
+    return sum([await shelf.remove(stem) for stem in sorted(stems)])

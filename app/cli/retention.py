@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from app.callbacks.archive import remove_documents
-from app.callbacks.shelf import open_shelf
+from app.callbacks.shelf import open_shelf, remove_documents
 from app.cli.terminal import (
     Step,
     actor,

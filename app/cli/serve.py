@@ -24,7 +24,7 @@ from app.main import Application, Face, create_app, describe
 from app.settings import Settings, is_loopback, read_settings
 from app.store.schema import SchemaState
 from app.store.session import DatabaseError
-from app.web.protocol import telling
+from app.web.protocol import Protocol, telling
 from app.wiring import Services, database_address, verification_keys
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
@@ -32,6 +32,8 @@ Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.", 
 
 # Signals nearer to each other than this, in seconds, are one.
 _ECHO = 1.0
+# Those who wait for news are told of the end, and have so many seconds to take it.
+_LEAVE = 2.0
 # As long as this a process waits for another one that migrates.
 _MIGRATION_WAIT = timedelta(minutes=10)
 
@@ -181,7 +183,18 @@ def _metrics_listener(settings: Settings, host: str) -> list[Listener]:
     return [] if settings.metrics_port is None else [(Face.HEALTH, host, settings.metrics_port)]
 
 
+def _require_ports_apart(listeners: Sequence[Listener]) -> None:
+    """Refuse one port for two: the system would let both have it, and one of them answer."""
+    ports = [port for _, _, port in listeners]
+    if twice := {port for port in ports if ports.count(port) > 1}:
+        raise ConfigError(
+            f"port {min(twice)} is named twice: --port (or PORT), API_PORT and METRICS_PORT "
+            "have to differ"
+        )
+
+
 def _run(settings: Settings, listeners: Sequence[Listener], *, works: bool) -> None:
+    _require_ports_apart(listeners)
     takes = any(face in {Face.EVERYTHING, Face.WEBHOOKS} for face, _, _ in listeners)
     services = Services(settings, takes_webhooks=takes, works=works)
     asyncio.run(_prepare(services))
@@ -265,6 +278,13 @@ def _server(app: Application, services: Services) -> Server:
     return Server(config)
 
 
+def _leave(servers: Sequence[Server]) -> None:
+    for server in servers:
+        for connection in list(server.server_state.connections):
+            if isinstance(connection, Protocol):
+                connection.leave()
+
+
 async def _serve(
     servers: Sequence[Server],
     sockets: Sequence[list[socket.socket]],
@@ -285,6 +305,7 @@ async def _serve(
         # Open requests are waited for before anything is stopped, so those that wait for
         # something to happen have to end now.
         on_stop()
+        loop.call_later(_LEAVE, _leave, servers)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

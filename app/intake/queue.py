@@ -7,6 +7,7 @@ every wait has an end, and a sender that goes away cancels nothing.
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
@@ -37,6 +38,8 @@ _refusals = Throttle(per_second=10)
 LARGE_BODY = 64 * 1024
 # While so many events wait for the next commit, other work in this process should wait, too.
 PRESSURE = 8
+# For so long, in seconds, a batch of that many says that there will be more.
+BUSY = 0.2
 # Nobody's rows are waited for for long: what is held goes to a lane of its own.
 DATABASE_LIMITS = Limits(lock=timedelta(milliseconds=100))
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -89,6 +92,7 @@ class Intake:
         self._slow_slots = asyncio.Semaphore(self._limits.slow_lanes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
+        self._busy_until = 0.0
         # True while the loop that would commit has failed and is not running again yet.
         self._is_down = False
 
@@ -96,6 +100,14 @@ class Intake:
     def is_pressed(self) -> bool:
         """True while events wait for a transaction of their own; may be asked by any thread."""
         return len(self._waiting) >= PRESSURE
+
+    @property
+    def is_busy(self) -> bool:
+        """True while one batch of many follows the other; may be asked by any thread.
+
+        At the moment between two of them nobody waits, and yet it is no time for other work.
+        """
+        return self.is_pressed or time.monotonic() < self._busy_until
 
     @property
     def pending(self) -> tuple[int, int]:
@@ -172,6 +184,8 @@ class Intake:
             await self._arrived.wait()
             self._arrived.clear()
             while batch := self._take(self._waiting):
+                if len(batch) >= PRESSURE:
+                    self._busy_until = time.monotonic() + BUSY
                 await self._commit(batch)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 

@@ -70,6 +70,8 @@ class Item:
     status: str | None
     version: int | None
     original_id: UUID | None
+    # Of the envelope: whose it is.
+    tenant: str | None
 
 
 _NOTED = Columns(
@@ -294,8 +296,10 @@ _TYPE = (
 )
 _SELECT = (
     f"SELECT {', '.join(f'f.{name}' for name in _FEED.names)}, "
-    f"{', '.join(_TYPE if name == 'type' else f'e.{name}' for name in _EVENT.names)} "
-    "FROM feed f LEFT JOIN events e ON e.id = f.event_id WHERE f.position > {after} "
+    f"{', '.join(_TYPE if name == 'type' else f'e.{name}' for name in _EVENT.names)}, n.tenant "
+    "FROM feed f LEFT JOIN events e ON e.id = f.event_id "
+    "LEFT JOIN envelopes n ON n.account = f.account AND n.id = f.envelope_id "
+    "WHERE f.position > {after} "
 )
 _READ = _SELECT + "ORDER BY f.position LIMIT {limit}"
 _READ_POSTGRESQL = _READ.format(after="$1::int8", limit="$2::int8")
@@ -313,8 +317,11 @@ def _items(connection: AsyncConnection, rows: Sequence[Any]) -> list[Item]:
     split = len(_FEED.names)
     return [
         Item(
-            *_FEED.read(row[:split], is_postgresql=on_postgresql),
-            *_EVENT.read(row[split:], is_postgresql=on_postgresql),
+            *(
+                *_FEED.read(row[:split], is_postgresql=on_postgresql),
+                *_EVENT.read(row[split:-1], is_postgresql=on_postgresql),
+                row[-1],
+            )
         )
         for row in rows
     ]
@@ -332,8 +339,8 @@ _FILTERED = (
     _SELECT
     + f"""AND f.position <= {{last}} AND {{of_accounts}}
 AND ({{tenant}} IS NULL OR EXISTS (
-    SELECT 1 FROM envelopes n
-    WHERE n.account = f.account AND n.id = f.envelope_id AND n.tenant = {{tenant}}))
+    SELECT 1 FROM envelopes o
+    WHERE o.account = f.account AND o.id = f.envelope_id AND o.tenant = {{tenant}}))
 AND ({{types}} IS NULL OR EXISTS (
     SELECT 1 FROM {{patterns}} WHERE pattern IN ('*', {_TYPE})
     OR (substr(pattern, length(pattern) - 1) = '.*'

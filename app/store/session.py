@@ -133,6 +133,7 @@ class Database:
             if self.is_postgresql
             else sqlite_engine(address, limits=self.limits)
         )
+        self._turn = asyncio.Lock()
         self._writing = self._reading = self.engine
         if self.is_postgresql:
             # The driver's own transaction is used: SQLAlchemy would begin one only with a
@@ -160,17 +161,33 @@ class Database:
         """
         engine = self._reading if is_reading else self._writing
         end = asyncio.get_running_loop().time() + limit.total_seconds()
+        is_queueing = not (self.is_postgresql or is_reading)
+        async with self._in_turn(end) if is_queueing else nullcontext():
+            async with asyncio.timeout_at(end):
+                connection = await engine.connect()
+            try:
+                if not self.is_postgresql:
+                    async with _transact_on_sqlite(connection, end):
+                        yield connection
+                else:
+                    async with self._transact(connection, end, is_split=is_split and self.splits):
+                        yield connection
+            finally:
+                await asyncio.shield(connection.close())
+
+    @asynccontextmanager
+    async def _in_turn(self, end: float) -> AsyncIterator[None]:
+        """Wait for those who came before and want to write, too.
+
+        The file's own lock has no order: who waits for it looks again less and less often,
+        and holds a connection meanwhile, which readers would want.
+        """
         async with asyncio.timeout_at(end):
-            connection = await engine.connect()
+            await self._turn.acquire()
         try:
-            if not self.is_postgresql:
-                async with _transact_on_sqlite(connection, end):
-                    yield connection
-            else:
-                async with self._transact(connection, end, is_split=is_split and self.splits):
-                    yield connection
+            yield
         finally:
-            await asyncio.shield(connection.close())
+            self._turn.release()
 
     @asynccontextmanager
     async def _transact(
@@ -202,8 +219,9 @@ class Database:
             await connection.exec_driver_sql("SELECT 1")
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; another loop may open new ones."""
         await self.engine.dispose()
+        self._turn = asyncio.Lock()
 
 
 @asynccontextmanager

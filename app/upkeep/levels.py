@@ -79,9 +79,11 @@ class Lag:
 
 
 def oldest(queues: Iterable[Queue], seen: Levels) -> float:
-    """Say for how long the first of these has been due, in seconds; 0 if none is."""
-    due = [queue.due_at for queue in queues if queue.state == "pending" and queue.due_at]
-    return max((seconds_since(seen, at) for at in due), default=0.0)
+    """Say for how long the first of these has been due, in seconds; 0 if none is.
+
+    What is running is due when its lease is over: its worker may be dead.
+    """
+    return max((seconds_since(seen, queue.due_at) for queue in queues), default=0.0)
 
 
 def seconds_since(seen: Levels, moment: datetime | None) -> float:

@@ -19,10 +19,12 @@ LEASE = timedelta(seconds=2)
 TICK, OTHERS_TICK = timedelta(milliseconds=50), timedelta(milliseconds=500)
 # Who has placed something looks often for so long, and then less.
 BUSY, IDLE_TICK = timedelta(seconds=5), timedelta(milliseconds=200)
-# However much is committed, so long is waited for more of it.
-REST = timedelta(milliseconds=10)
+# However much is committed, so long is waited for more of it; longer while senders wait.
+REST, CROWDED_REST = timedelta(milliseconds=10), timedelta(milliseconds=100)
 AT_ONCE = 1000
 _LOCK_NOT_AVAILABLE = "55P03"
+# How the names of transactions begin that no session has any more.
+PREPARED = "-1/"
 
 
 class Footing:
@@ -55,7 +57,8 @@ class Footing:
     def watch(self, writers: set[str]) -> None:
         """Learn who writes, some time after the last look."""
         highest, suspects = self._watched or (self._highest, writers)
-        suspects = suspects & writers
+        # One that is prepared for a commit in two phases goes on under another name.
+        suspects = {name for name in writers if name in suspects or name.startswith(PREPARED)}
         self._watched = (highest, suspects) if suspects else None
         if not suspects:
             self._settled = highest
@@ -116,7 +119,6 @@ class Sequencer:
             self._fail(error)
             return OTHERS_TICK
         self._is_failing = False
-        self._at_once = min(AT_ONCE, 2 * self._at_once)
         return wait
 
     def _fail(self, error: Exception) -> None:
@@ -134,7 +136,7 @@ class Sequencer:
         if wait >= OTHERS_TICK:
             await _wait_for(self._closed, wait)
             return
-        await _wait_for(self._closed, TICK if self._is_pressed() else REST)
+        await _wait_for(self._closed, CROWDED_REST if self._is_pressed() else REST)
         await _wait_for(self._hint, wait - REST)
 
     async def step(self) -> timedelta:
@@ -189,6 +191,7 @@ class Sequencer:
             if placed is None:
                 self._leave()
                 return OTHERS_TICK
+            self._at_once = min(AT_ONCE, 2 * limit)
             await self._learn(placed, is_all=placed.count < limit)
             if placed.count < limit:
                 self._measure(None)

@@ -1,14 +1,14 @@
 """The newest items of the feed, read once for all in this process who wait for some.
 
-A waiter holds no connection, and is woken by what it waits for. While nobody waits, nothing
-is read.
+A waiter holds no connection, and is woken by what it waits for: what many want alike is looked
+for once, and nobody is woken by what others want. While nobody waits, nothing is read.
 """
 
 import asyncio
 from collections import defaultdict
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Protocol
 
 from app.store import feed
 from app.store.feed import Item, Place
@@ -28,6 +28,26 @@ KEPT, SLACK = 5000, 1000
 START: Final = Place(0, datetime.fromtimestamp(0, UTC))
 
 
+class Wanted(Protocol):
+    """What somebody waits for; what compares equal is looked for together."""
+
+    def takes(self, item: Item) -> bool:
+        """Whether an item is wanted: by its account, its tenant and its type alone."""
+
+    def __hash__(self) -> int:
+        """Be found among what others want."""
+
+
+class _Round:
+    """Those who wait for the same, until an item of it comes."""
+
+    def __init__(self) -> None:
+        self.waiters = 0
+        self.woken = asyncio.Event()
+        # Up to here there was nothing for them; None if nobody can say that.
+        self.place: Place | None = None
+
+
 class Tail:
     """Follows the feed's end: items behind `first` are kept, and `end` is the newest."""
 
@@ -36,13 +56,17 @@ class Tail:
         self._items: list[Item] = []
         self._first = self._last = START
         self._is_begun = False
+        # Whether what is kept was compared with the database since somebody waits again.
+        self._is_fresh = False
         # How often the feed turned out to be another one than it was.
         self._breaks = 0
         self.is_closed = False
         self._waiters = 0
         self._wanted = asyncio.Event()
-        # Set, and replaced by a new one, whenever something has come.
+        # Set, and replaced by a new one, whenever something has come for anybody.
         self._more = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._rounds: defaultdict[Wanted, _Round] = defaultdict(_Round)
         self._about: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     @property
@@ -55,6 +79,11 @@ class Tail:
         """The position of the newest item that is known here."""
         return self._last.position
 
+    @property
+    def newest(self) -> Place | None:
+        """The place of the newest item; None if that is not known just now."""
+        return self._last if self._is_fresh else None
+
     async def run(self) -> None:
         """Follow the feed while somebody waits, for ever."""
         while True:
@@ -63,7 +92,10 @@ class Tail:
                 await self._resume()
                 while self._waiters:
                     is_behind = await self._read()
+                    self._refresh()
                     await asyncio.sleep(0 if is_behind else TICK.total_seconds())
+                # While nobody looks, the database may be restored.
+                self._is_fresh = False
                 self._wanted.clear()
             except DatabaseError as error:
                 log.warning("tail.delayed", error=type(error).__name__)
@@ -94,8 +126,9 @@ class Tail:
             return False
         new = items[len(known) :]
         if new:
+            before = self._last
             self._keep(new)
-            self._wake(new)
+            self._wake(new, before)
         return len(new) == AT_ONCE
 
     async def _begin_anew(self) -> None:
@@ -105,6 +138,15 @@ class Tail:
         self._breaks += 1
         await self._resume()
 
+    def _refresh(self) -> None:
+        if not self._is_fresh:
+            self._is_fresh = True
+            self._tell_everybody()
+
+    def _tell_everybody(self) -> None:
+        more, self._more = self._more, asyncio.Event()
+        more.set()
+
     def _keep(self, items: list[Item]) -> None:
         self._items.extend(items)
         self._last = place_of(items[-1])
@@ -113,16 +155,25 @@ class Tail:
             self._first = place_of(self._items[surplus - 1])
             del self._items[:surplus]
 
-    def _wake(self, items: list[Item]) -> None:
-        more, self._more = self._more, asyncio.Event()
-        more.set()
+    def _wake(self, items: list[Item], before: Place) -> None:
+        self._tell_everybody()
+        # Whatever tells what is wanted from what is not; of a thousand items they are few.
+        kinds = list({(item.account, item.tenant, item.type): item for item in items}.values())
+        for wanted in [each for each in self._rounds if any(map(each.takes, kinds))]:
+            self._end_round(wanted, before)
         for envelope_id in {item.envelope_id for item in items} & self._about.keys():
             for waiter in self._about[envelope_id or ""]:
                 waiter.set()
 
+    def _end_round(self, wanted: Wanted, place: Place | None) -> None:
+        ended = self._rounds.pop(wanted)
+        ended.place = place
+        ended.woken.set()
+
     def _wake_all(self) -> None:
-        more, self._more = self._more, asyncio.Event()
-        more.set()
+        self._tell_everybody()
+        for wanted in list(self._rounds):
+            self._end_round(wanted, None)
         for waiters in self._about.values():
             for waiter in waiters:
                 waiter.set()
@@ -138,24 +189,43 @@ class Tail:
 
         Then only the database can tell what is there.
         """
-        if not self.first <= place.position <= self.end:
+        if not self._is_fresh or not self.first <= place.position <= self.end:
             return None
         index = place.position - self.first
         known = self._first if index == 0 else place_of(self._items[index - 1])
         return self._items[index:] if known == place else None
 
-    async def more(self, position: int, *, until: float) -> bool:
-        """Wait until there is something behind a position; False once it is `until`.
+    async def more(self, place: Place, wanted: Wanted, *, until: float) -> Place:
+        """Wait until something that is wanted may be behind a place.
 
-        `until` is a time of the running loop. At the end of the process everybody is told to
-        look once more, and sees that it `is_closed`; so is everybody when the feed turns out
+        Gives the place up to which there is none of it: further on, perhaps, and so it is once
+        it is `until`, a time of the running loop. At the end of the process everybody is told
+        to look once more, and sees that it `is_closed`; so is everybody when the feed turns out
         to be another one.
         """
         breaks = self._breaks
-        while self.end <= position and not self.is_closed and breaks == self._breaks:
+        while not self.is_closed and breaks == self._breaks:
+            if self._is_fresh and place == self._last:
+                return await self._quiet(place, wanted, until)
+            if self._is_fresh and place.position < self.end:
+                return place
+            # What is not known here yet, the next look finds; or that it is not there.
             if not await self._wait(self._more, until):
-                return False
-        return True
+                return place
+        return place
+
+    async def _quiet(self, place: Place, wanted: Wanted, until: float) -> Place:
+        """Wait at the end of the feed until an item that is wanted comes behind it."""
+        this = self._rounds[wanted]
+        this.waiters += 1
+        try:
+            if await self._wait(this.woken, until):
+                return this.place or place
+            return self._last
+        finally:
+            this.waiters -= 1
+            if not this.waiters and not this.woken.is_set():
+                del self._rounds[wanted]
 
     async def about(self, envelope_id: str, position: int, *, until: float) -> bool:
         """Wait until something may have happened to an envelope behind a position.
@@ -179,8 +249,9 @@ class Tail:
 
     async def pause(self, *, until: float) -> None:
         """Wait for a time; the end of the process ends it."""
-        while not self.is_closed and await self._wait(self._more, until):
-            pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._closing.wait()
 
     async def _wait(self, happened: asyncio.Event, until: float) -> bool:
         self._waiters += 1
@@ -196,6 +267,7 @@ class Tail:
     def close(self) -> None:
         """End every wait: the process is about to stop."""
         self.is_closed = True
+        self._closing.set()
         self._wake_all()
 
 

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app.telemetry import Throttle, get_logger
 from app.web.errors import problem
-from app.web.seats import WAITS
+from app.web.seats import CUT, WAITS
 
 log = get_logger("door")
 
@@ -81,6 +81,7 @@ class Protocol(HttpToolsProtocol):
         self._line_bytes = 0
         self._is_in_head = True
         super().on_message_begin()
+        self.scope[CUT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one line of the head; what follows a chunked body is counted and dropped.
@@ -120,6 +121,11 @@ class Protocol(HttpToolsProtocol):
         is_next = self._is_in_head and not self.pipeline and not self.transport.is_closing()
         if is_next and self._head_timer is None:
             self._expect_head()
+
+    def leave(self) -> None:
+        """Cut off one who waited for news and does not take the end of it."""
+        if self.cycle is not None and WAITS in self.cycle.scope:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # ours says it as a problem
         """Refuse what is no HTTP, or too much of it."""

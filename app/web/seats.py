@@ -12,6 +12,8 @@ from app.errors import TooMany
 
 # In the scope of a request that is not to be answered once its sender has closed its side.
 WAITS: Final = "receiver.waits"
+# In the scope of a request: what cuts its connection, with all that is still to be sent.
+CUT: Final = "receiver.cut"
 
 
 class Seats:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import socket
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -588,7 +590,7 @@ class TestBody:
         assert "application/octet-stream" == answer.headers["content-type"]
         assert "nosniff" == answer.headers["x-content-type-options"]
         assert answer.headers["content-disposition"].startswith("attachment;")
-        assert [("api:auditor", "event.body_read")] == acts(service, event_id)
+        assert [("api:auditor", "body.read")] == acts(service, event_id)
 
     def test_wants_a_scope_of_its_own(self, service: Service) -> None:
         event_id = deliver(service)
@@ -810,6 +812,43 @@ class TestShutdown:
                 poll.close()
                 listener.close()
 
+    def test_does_not_wait_for_who_does_not_read(self, database_url: str, tmp_path: Path) -> None:
+        fill_feed(database_url)
+        with (
+            Service("serve", home=tmp_path, DATABASE_URL=database_url) as service,
+            socket.socket() as lazy,
+        ):
+            lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            lazy.connect(("127.0.0.1", service.port))
+            lazy.send(request("GET", "/api/events/stream", [bearer(TOKEN)]))
+            looks: deque[int] = deque(maxlen=20)
+            wait_for(lambda: is_stuck(service.port, looks), "a full wire")
+
+            service.signal()
+            began = time.monotonic()
+
+            assert 0 == service.wait()
+            # Twice what it is given, and what a stop takes anyway.
+            assert time.monotonic() - began < 6
+
+
+def is_stuck(port: int, looks: deque[int]) -> bool:
+    """Whether a server has had the same to send for some looks."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    looks.append(sum(int(line[4][:8], 16) for line in lines if int(line[1][9:], 16) == port))
+    return looks[0] > 0 and len(looks) == looks.maxlen and len(set(looks)) == 1
+
+
+def fill_feed(url: str) -> None:
+    """Put more into the feed than what lies between a server and its reader."""
+    change(
+        url,
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 8000) "
+        "INSERT INTO feed (position, kind, at, account, envelope_id) "
+        "SELECT i, 'archive', '2026-11-22 00:00:00.000000', 'default', "
+        "'__' FROM n".replace("__", "x" * 2000),
+    )
+
 
 class TestRestored:
     """A database that was restored from a backup gives places again, at other times."""
@@ -986,6 +1025,18 @@ class TestManyReaders:
 
             assert 200 == len(texts)
             await asyncio.gather(*(stream.close() for stream in streams))
+
+    async def test_who_take_nothing_lose_their_seat(self, database_url: str) -> None:
+        await asyncio.to_thread(fill_feed, database_url)
+        async with running(database_url) as (app, _, port):
+            app.state.feed.patience = timedelta(milliseconds=200)
+            stream = await Stream.open(port)
+            stream.reader._transport.pause_reading()  # type: ignore[attr-defined]
+            await eventually(lambda: app.state.seats.taken == 1)
+
+            await eventually(lambda: app.state.seats.taken == 0)
+
+            await stream.close()
 
     async def test_who_do_not_read_are_not_written_to_without_end(self, database_url: str) -> None:
         async with running(database_url) as (app, services, port):

@@ -37,6 +37,13 @@ class TestMetrics:
         assert 401 == service.ask("/metrics", "nobody").status
         assert 403 == service.ask("/metrics", OPERATOR_TOKEN).status
 
+    def test_are_not_for_a_token_of_some_accounts(self, service: Service) -> None:
+        """They name the callbacks and the keys of all accounts, and count for all together."""
+        answer = service.ask("/metrics", BETA_TOKEN)
+
+        assert (403, True) == (answer.status, answer.is_problem)
+        assert "accounts" in answer.json()["detail"]
+
     def test_are_in_the_text_format(self, service: Service) -> None:
         answer = service.ask("/metrics", TOKEN)
 

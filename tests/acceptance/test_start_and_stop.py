@@ -190,6 +190,23 @@ class TestRefusal:
 
         assert f"cannot listen on 127.0.0.1, port {port}: " in said
 
+    @pytest.mark.parametrize(
+        "verb, settings",
+        [
+            ("serve", {"API_PORT": "18001"}),
+            ("serve", {"API_PORT": "18002", "METRICS_PORT": "18002"}),
+            ("work", {"METRICS_PORT": "18001"}),
+        ],
+    )
+    def test_of_two_listeners_at_one_port_names_the_settings(
+        self, terminal: Terminal, sqlite_url: str, verb: str, settings: dict[str, str]
+    ) -> None:
+        """The system would let both have it, and which one answers is luck."""
+        said = refusal(terminal.run(verb, "--port", "18001", DATABASE_URL=sqlite_url, **settings))
+
+        assert f"port {list(settings.values())[-1]} is named twice" in said
+        assert "API_PORT" in said
+
     def test_of_a_key_that_the_database_knows_otherwise_names_the_way_out(
         self, terminal: Terminal, database_url: str
     ) -> None:

@@ -19,7 +19,7 @@ from app.store.claims import Claim, Room
 from app.store.deliveries import Delivery
 from app.store.ids import new_id
 from app.store.models import AttemptRow, AuditRow, EnvelopeRow, EventRow
-from app.store.session import Database, DatabaseAddress
+from app.store.session import Database, DatabaseAddress, Limits
 
 LIMIT = timedelta(seconds=30)
 BODY = b'{"event": "envelope.signed", "data": {"id": "env_1"}}'
@@ -40,7 +40,8 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self.address = DatabaseAddress(url)
-        self.database = Database(self.address, size=3)
+        # A test may fill a table with more at once than anything in production ever writes.
+        self.database = Database(self.address, size=3, limits=Limits(statement=LIMIT))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:

@@ -15,8 +15,7 @@ import structlog
 from sqlalchemy import select
 
 from app.callbacks import Callbacks, Event, GiveUp
-from app.callbacks.archive import remove_documents
-from app.callbacks.shelf import Directory, Shelf, ShelfError
+from app.callbacks.shelf import Directory, Shelf, ShelfError, remove_documents
 from app.errors import NotAllowed, NotFound
 from app.events.erasure import ERASED
 from app.store import callbacks as register

@@ -9,7 +9,7 @@ import pytest
 
 from app.store import feed
 from app.upkeep.sequencer import Sequencer
-from app.upkeep.tail import Tail
+from app.upkeep.tail import START, Tail
 from tests.integration.ledger import Ledger
 
 
@@ -53,6 +53,13 @@ class TestPlaces:
             assert await feed.pending_since(connection) is None
 
 
+class Everything:
+    """What somebody wants who wants all of it."""
+
+    def takes(self, _: feed.Item) -> bool:
+        return True
+
+
 class TestTail:
     async def test_a_waiter_is_woken_by_what_it_waits_for(self, ledger: Ledger) -> None:
         tail = Tail(ledger.database)
@@ -65,12 +72,12 @@ class TestTail:
         assert await tail.about("env_1", tail.end, until=until)
 
         waiting = asyncio.create_task(tail.about("env_1", tail.end, until=until))
-        others = asyncio.create_task(tail.more(tail.end, until=until))
+        others = asyncio.create_task(tail.more(tail._last, Everything(), until=until))
         event = await ledger.record(envelope="env_1")
         await sequencer.step()
 
         assert await waiting
-        assert await others
+        assert 1 == (await others).position
         assert [event] == [item.event_id for item in tail.after(1) or []]
         assert tail.after(0) is None
         await end(following)
@@ -80,10 +87,10 @@ class TestTail:
         following = asyncio.create_task(tail.run())
         now = asyncio.get_running_loop().time()
 
-        assert not await tail.more(0, until=now + 0.1)
+        assert START == await tail.more(START, Everything(), until=now + 0.1)
 
         tail.close()
-        assert await tail.more(0, until=now + 60)
+        assert START == await tail.more(START, Everything(), until=now + 60)
         await end(following)
 
 

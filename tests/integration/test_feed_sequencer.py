@@ -358,6 +358,19 @@ class TestFloor:
         footing.note(Placed(0, feed.BEGINNING, end, is_floored=True), is_all=True)
         assert Floor(10, end) == footing.floor
 
+    def test_waits_for_one_that_is_prepared_and_has_another_name(self) -> None:
+        end = Place(5, datetime.now(UTC))
+        footing = Footing()
+        footing.note(Placed(5, 9, end, is_floored=True), is_all=True)
+        footing.watch({"3/1"})
+        footing.watch({"-1/900"})
+        footing.note(Placed(1, 12, end, is_floored=True), is_all=True)
+        assert Floor(feed.BEGINNING, end) == footing.floor
+
+        footing.watch(set())
+        footing.note(Placed(0, feed.BEGINNING, end, is_floored=True), is_all=True)
+        assert Floor(10, end) == footing.floor
+
 
 class TestWriters:
     async def test_are_those_who_may_still_commit_a_change(self, ledger: Ledger) -> None:
@@ -384,3 +397,17 @@ class TestBacklog:
 
         items = await items_of(ledger)
         assert [(n, n) for n in range(1, 11)] == [(i.position, i.sequence) for i in items]
+
+    async def test_behind_an_outage_is_placed_in_ever_larger_steps(self, ledger: Ledger) -> None:
+        for number in range(1, 16):
+            await ledger.record(sequence=number)
+        sequencer = Sequencer(ledger.database, holder="a")
+        for _ in range(6):
+            sequencer._fail(TimeoutError())
+
+        await sequencer.step()
+
+        # 1, 2, 4 and 8: one by one it might never come to an end.
+        items = await items_of(ledger)
+        assert 15 == len(items)
+        assert 4 >= len({item.at for item in items})

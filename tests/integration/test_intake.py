@@ -171,6 +171,20 @@ class TestBounds:
         await asyncio.gather(*flood)
         assert not one.intake.is_pressed
 
+    async def test_is_busy_a_little_longer_than_many_wait(self, one: Replica) -> None:
+        """Between two batches nobody waits; who looks just then would think that all is quiet."""
+        flood = [asyncio.create_task(one.record(make_body())) for _ in range(50)]
+        await asyncio.gather(*flood)
+
+        seen = [one.intake.is_busy]
+        async with asyncio.timeout(10):
+            while one.intake.is_busy:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.01)
+        await one.record(make_body())
+        seen.append(one.intake.is_busy)
+
+        assert [True, False] == seen
+
     async def test_closing_commits_what_is_waiting_and_takes_nothing_new(
         self, database_url: str
     ) -> None:

@@ -365,7 +365,7 @@ class TestRepetition:
             async with receiver.database.begin(limit=timedelta(seconds=5)) as connection:
                 await envelopes.lock(connection, [("acme", "env_1")])
                 with pytest.raises(NotAllowed, match="waits for others"):
-                    await again(receiver, receipt.event_id, limit=timedelta(seconds=0.3))
+                    await again(receiver, receipt.event_id, limit=timedelta(seconds=1.5))
                 waiting = asyncio.create_task(again(receiver, receipt.event_id))
                 await asyncio.sleep(0.1)
 
@@ -579,7 +579,7 @@ class TestAcceptance:
             async with receiver.database.begin(limit=timedelta(seconds=5)) as connection:
                 await envelopes.lock(connection, [("acme", "env_1")])
                 with pytest.raises(NotAllowed, match="waits for others"):
-                    await again(receiver, second, is_accepted=True, limit=timedelta(seconds=0.3))
+                    await again(receiver, second, is_accepted=True, limit=timedelta(seconds=1.5))
 
             assert "conflict" == (await event(receiver, second)).effect
 

@@ -245,6 +245,50 @@ class TestTransactions:
 
             assert time.perf_counter() - start < 4
 
+    async def test_who_writes_on_sqlite_is_served_in_turn(self, sqlite_url: str) -> None:
+        """However long the file's lock is wanted by others: it has no order of its own."""
+        order: list[int] = []
+
+        async with opened(sqlite_url) as database:
+
+            async def write(number: int) -> None:
+                async with database.begin(limit=SHORT) as connection:
+                    await connection.exec_driver_sql("UPDATE followers SET position = 0")
+                    await asyncio.sleep(0.02)
+                    order.append(number)
+
+            await asyncio.gather(*map(write, range(20)))
+
+        assert list(range(20)) == order
+
+    async def test_who_reads_on_sqlite_waits_for_no_writer(self, sqlite_url: str) -> None:
+        async with (
+            opened(sqlite_url) as database,
+            asyncio.TaskGroup() as group,
+            database.begin(limit=SHORT),
+        ):
+            waiting = [group.create_task(ask(database, "SELECT 1")) for _ in range(10)]
+            # Long enough for all of them to have taken what they would wait with.
+            await asyncio.sleep(0.2)
+            await database.ping()
+
+            assert not any(task.done() for task in waiting)
+
+    async def test_waiting_for_its_turn_counts(self, sqlite_url: str) -> None:
+        async with opened(sqlite_url) as database, database.begin(limit=SHORT):
+            with pytest.raises(TimeoutError):
+                await ask(database, "SELECT 1", limit=timedelta(milliseconds=50))
+
+    def test_a_database_that_was_closed_serves_another_loop(self, sqlite_url: str) -> None:
+        database = Database(DatabaseAddress(sqlite_url))
+
+        async def crowd() -> None:
+            await asyncio.gather(*(ask(database, "SELECT 1") for _ in range(3)))
+            await database.close()
+
+        asyncio.run(crowd())
+        asyncio.run(crowd())
+
     async def test_a_cancelled_caller_gives_its_connection_back(self, quiet_url: str) -> None:
         async with opened(quiet_url, size=1) as database:
             for _ in range(3):

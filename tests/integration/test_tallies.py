@@ -257,6 +257,18 @@ class TestLevels:
         assert ["file", "mail"] == [gate.callback for gate in seen.gates]
         assert (0, True) == (seen.position, seen.waiting_since is not None)
 
+    async def test_count_as_due_what_a_dead_worker_has_left(self, ledger: Ledger) -> None:
+        """Its lease is over, and while nobody else works nobody takes it back."""
+        await ledger.register("file")
+        await ledger.owe("file")
+        await ledger.change("UPDATE deliveries SET state = 'running'")
+        await ledger.shift("deliveries", "due_at", timedelta(seconds=-60), state="running")
+
+        seen = await Gauges(ledger.database).refresh()
+
+        assert seen is not None
+        assert 59 <= oldest(seen.queues, seen) < 120
+
     async def test_are_asked_for_once_for_all_who_look(self, ledger: Ledger) -> None:
         gauges = Gauges(ledger.database)
 

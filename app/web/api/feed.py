@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -27,7 +27,7 @@ from app.web import cursors
 from app.web.api.event_views import FeedItem, FeedPage
 from app.web.deps import AtlasAccount, Pool, Reader, Waiting
 from app.web.errors import problems
-from app.web.seats import Seats, until_gone
+from app.web.seats import CUT, Seats, until_gone
 
 READ_LIMIT = timedelta(seconds=3)
 LONGEST_WAIT = 60
@@ -40,6 +40,8 @@ _SCAN = 2000
 # How many items a stream is given at once: what a slow reader keeps in memory.
 _AT_ONCE = 100
 _PAUSE = 1.0
+# How many pages are remembered for others who want the same.
+_GIVEN = 64
 # How long a reader whose stream has ended waits before it comes again, in milliseconds.
 _HELLO = b"retry: 2000\n\n"
 _HEARTBEAT = b":\n\n"
@@ -54,9 +56,11 @@ class Wanted:
     types: tuple[str, ...]
 
     def takes(self, item: Item) -> bool:
-        """Whether an item is wanted, in a sight that is not one of a tenant."""
-        accounts = self.sight.accounts
+        """Whether an item is wanted."""
+        accounts, tenant = self.sight.accounts, self.sight.tenant
         if accounts is not None and item.account not in accounts:
+            return False
+        if tenant is not None and item.tenant != tenant:
             return False
         return not self.types or any(_fits(pattern, item.type) for pattern in self.types)
 
@@ -71,13 +75,30 @@ def _fits(pattern: str, name: str | None) -> bool:
     return name == pattern
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Page:
-    """Items that a reader asked for, and the place up to which everything was looked at."""
+    """Items that a reader asked for, and the place up to which everything was looked at.
+
+    Readers who want the same are given the same page, which is written once.
+    """
 
     items: list[Item]
     place: Place
     has_more: bool
+
+    @cached_property
+    def content(self) -> bytes:
+        """Write it as the answer to one who asked."""
+        return b'{"items":[%b],"next_cursor":"%b","has_more":%b}' % (
+            b",".join(map(written, self.items)),
+            write_cursor(self.place).encode(),
+            b"true" if self.has_more else b"false",
+        )
+
+    @cached_property
+    def frames(self) -> bytes:
+        """Write its items as events of a stream."""
+        return b"".join(map(framed, self.items))
 
 
 class Feed:
@@ -85,9 +106,14 @@ class Feed:
 
     def __init__(self, database: Database, tail: Tail) -> None:
         self.heartbeat = timedelta(seconds=15)
+        # How long a reader of the stream may take nothing of what it was sent.
+        self.patience = timedelta(seconds=60)
         self._database = database
         self._tail = tail
         self._looking_up = asyncio.Semaphore(_READERS)
+        # What was given from the tail while it ended there: many ask for the same at once.
+        self._given: dict[tuple[Place, Wanted, int], Page] = {}
+        self._given_at = START
 
     @property
     def is_closed(self) -> bool:
@@ -96,9 +122,13 @@ class Feed:
 
     async def latest(self) -> Place:
         """Give the place of the newest item."""
-        async with self._database.begin(
-            limit=READ_LIMIT, is_reading=True, is_split=True
-        ) as connection:
+        if (known := self._tail.newest) is not None:
+            return known
+        async with (
+            asyncio.timeout(READ_LIMIT.total_seconds()),
+            self._looking_up,
+            self._database.begin(limit=READ_LIMIT, is_reading=True, is_split=True) as connection,
+        ):
             return await rows.head(connection) or START
 
     async def behind(self, place: Place, wanted: Wanted, *, limit: int, until: float) -> Page:
@@ -107,17 +137,28 @@ class Feed:
         Raises a `DatabaseError` if it takes until `until`, a time of the running loop.
         """
         kept = self._tail.behind(place)
-        if kept is None or (kept and wanted.sight.tenant is not None):
+        if kept is None:
             return await self.look_up(place, wanted, limit=limit, until=until)
+        if not kept:
+            return Page([], place, has_more=False)
+        end = place_of(kept[-1])
+        if self._given_at != end or len(self._given) == _GIVEN:
+            self._given, self._given_at = {}, end
+        key = place, wanted, limit
+        if key not in self._given:
+            self._given[key] = self._select(kept, wanted, limit=limit)
+        return self._given[key]
+
+    @staticmethod
+    def _select(kept: list[Item], wanted: Wanted, *, limit: int) -> Page:
         items: list[Item] = []
         for item in kept:
             if wanted.takes(item):
                 items.append(item)
                 if len(items) == limit:
                     break
-        last = items[-1] if len(items) == limit else kept[-1] if kept else None
-        end = place if last is None else place_of(last)
-        return Page(items, end, has_more=end.position < self._tail.end)
+        last = items[-1] if len(items) == limit else kept[-1]
+        return Page(items, place_of(last), has_more=last is not kept[-1])
 
     async def look_up(self, place: Place, wanted: Wanted, *, limit: int, until: float) -> Page:
         """Read from the database what comes next behind a place, and see that it is known."""
@@ -132,9 +173,9 @@ class Feed:
         finally:
             self._looking_up.release()
 
-    async def more(self, place: Place, *, until: float) -> bool:
-        """Wait until there is more behind a place, or another feed; False once it is `until`."""
-        return await self._tail.more(place.position, until=until)
+    async def more(self, place: Place, wanted: Wanted, *, until: float) -> Place:
+        """Wait until there may be more behind a place; give the one up to which there is none."""
+        return await self._tail.more(place, wanted, until=until)
 
     async def pause(self, *, until: float) -> None:
         """Wait for a time; the end of the process ends it."""
@@ -251,7 +292,9 @@ async def _wanted(
 ) -> Wanted:
     if atlas_account is None:
         accounts = consumer.accounts
-        return Wanted(Sight(None if accounts is None else tuple(accounts)), tuple(types or ()))
+        return Wanted(
+            Sight(None if accounts is None else tuple(sorted(accounts))), tuple(types or ())
+        )
     async with database.begin(limit=READ_LIMIT, is_reading=True) as connection:
         sight = await resolve(connection, consumer.accounts, atlas_account)
     return Wanted(sight, tuple(types or ()))
@@ -295,7 +338,9 @@ async def get_events(  # noqa: PLR0913  # each is a parameter of the request
     """
     until = _now() + READ_LIMIT.total_seconds()
     place = await _place(feed, after)
-    page = await feed.look_up(place, wanted, limit=limit, until=until)
+    # Who does not wait wants what is there now, and not what the tail saw a moment ago.
+    look = feed.behind if wait else feed.look_up
+    page = await look(place, wanted, limit=limit, until=until)
     if wait and not page.items:
         until = _now() + wait
         with seats.take(consumer.name):
@@ -311,20 +356,16 @@ def _now() -> float:
 async def _wait(feed: Feed, page: Page, wanted: Wanted, *, limit: int, until: float) -> Page:
     """Go on until there is something; what is not asked for is left behind meanwhile."""
     while not page.items and not feed.is_closed and _now() < until:
+        place = page.place
         if not page.has_more:
-            await feed.more(page.place, until=until)
+            place = await feed.more(place, wanted, until=until)
         soon = _now() + READ_LIMIT.total_seconds()
-        page = await feed.behind(page.place, wanted, limit=limit, until=soon)
+        page = await feed.behind(place, wanted, limit=limit, until=soon)
     return page
 
 
 def _answer(page: Page) -> Response:
-    content = b'{"items":[%b],"next_cursor":"%b","has_more":%b}' % (
-        b",".join(map(written, page.items)),
-        write_cursor(page.place).encode(),
-        b"true" if page.has_more else b"false",
-    )
-    return Response(content, media_type="application/json")
+    return Response(page.content, media_type="application/json")
 
 
 @router.get(
@@ -364,7 +405,7 @@ async def stream_events(
     place = await _place(feed, last_event_id or after)
     until = _now() + READ_LIMIT.total_seconds()
     # Refused here, while there still is a status to say it with.
-    await feed.look_up(place, wanted, limit=1, until=until)
+    await feed.behind(place, wanted, limit=1, until=until)
     return Stream(feed, place, wanted, seats=seats, consumer=consumer.name)
 
 
@@ -387,14 +428,19 @@ class Stream(Response):
         """Take a seat, and tell what there is until the reader leaves or the process stops."""
 
         async def tell(text: bytes, *, is_more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": text, "more_body": is_more})
+            async with asyncio.timeout(self._feed.patience.total_seconds()):
+                await send({"type": "http.response.body", "body": text, "more_body": is_more})
 
         with self._seats.take(self._consumer):
             status, headers = self.status_code, self.raw_headers
             await send({"type": "http.response.start", "status": status, "headers": headers})
-            async with until_gone(scope, receive):
-                await _Telling(self._feed, self._place, self._wanted, tell).run()
-            await tell(b"", is_more=False)
+            try:
+                async with until_gone(scope, receive):
+                    await _Telling(self._feed, self._place, self._wanted, tell).run()
+                await tell(b"", is_more=False)
+            except TimeoutError:
+                # It would keep its seat, and what is meant for it, for as long as it likes.
+                scope[CUT]()
 
 
 class _Telling:
@@ -426,9 +472,9 @@ class _Telling:
         self._place = page.place
         if page.items:
             self._told = place_of(page.items[-1])
-            await self._tell(b"".join(map(framed, page.items)))
+            await self._tell(page.frames)
         elif not page.has_more:
-            await self._feed.more(page.place, until=self._beat_at)
+            self._place = await self._feed.more(page.place, self._wanted, until=self._beat_at)
         if _now() >= self._beat_at:
             await self._tell(self._heartbeat())
 
