@@ -20,7 +20,7 @@ TICK, OTHERS_TICK = timedelta(milliseconds=50), timedelta(milliseconds=500)
 # Who has placed something looks often for so long, and then less.
 BUSY, IDLE_TICK = timedelta(seconds=5), timedelta(milliseconds=200)
 # However much is committed, so long is waited for more of it; longer while senders wait.
-REST, CROWDED_REST = timedelta(milliseconds=10), timedelta(milliseconds=100)
+REST, CROWDED_REST = timedelta(milliseconds=10), timedelta(milliseconds=200)
 AT_ONCE = 1000
 _LOCK_NOT_AVAILABLE = "55P03"
 # How the names of transactions begin that no session has any more.
