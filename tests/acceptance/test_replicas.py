@@ -327,7 +327,7 @@ class TestReplicas:
     def test_that_are_killed_lose_nothing_and_do_nothing_twice(
         self, postgres_url: str, tmp_path: Path
     ) -> None:
-        events = int(os.environ.get("REPLICA_EVENTS", "1500"))
+        events = int(os.environ.get("REPLICA_EVENTS", "1000"))
 
         result = rehearse(postgres_url, tmp_path, events=events, kills=4, seed=20261121)
 

@@ -1010,27 +1010,27 @@ async def owe_many(ledger: Ledger, number: int, *, sequence: int) -> None:
 
 
 class TestManyWorkers:
-    async def test_eight_workers_run_ten_thousand_deliveries_once_each(
+    async def test_eight_workers_run_thousands_of_deliveries_once_each(
         self, postgres_ledger: Ledger, tmp_path: Path
     ) -> None:
         ledger, journal = postgres_ledger, tmp_path / "journal"
         await ledger.register("file")
-        await many(ledger, 10_000)
+        await many(ledger, 4_000)
 
         with (
             working(ledger, journal, "--dispatchers=4") as first,
             working(ledger, journal, "--dispatchers=4") as second,
         ):
-            await until(lambda: len(lines(journal)) >= 10_000, limit=60)
+            await until(lambda: len(lines(journal)) >= 4_000, limit=60)
             await until(lambda: all_are(ledger, "done"), limit=60)
             for process in (first, second):
                 process.send_signal(signal.SIGTERM)
             assert [0, 0] == [process.wait(20) for process in (first, second)]
 
         calls = Counter(lines(journal))
-        assert 10_000 == len(calls)
+        assert 4_000 == len(calls)
         assert {1} == set(calls.values())
-        assert 10_000 == len(await ledger.attempts())
+        assert 4_000 == len(await ledger.attempts())
 
     async def test_what_a_killed_worker_had_is_run_again_when_its_lease_ends(
         self, ledger: Ledger, tmp_path: Path

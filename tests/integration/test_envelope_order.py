@@ -18,7 +18,7 @@ from tests.replicas import DELIVERIES, ENVELOPES, EVENTS, Replica, replica
 # Our own: how many events it took, in which order, and when.
 OURS = {"account", "id", "version", "sequence", "first_seen_at", "updated_at"}
 WORKER_LOOP_IS_SHARED = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -171,8 +171,12 @@ class TestBounds:
         await asyncio.gather(*flood)
         assert not one.intake.is_pressed
 
-    async def test_is_busy_a_little_longer_than_many_wait(self, one: Replica) -> None:
+    async def test_is_busy_a_little_longer_than_many_wait(
+        self, one: Replica, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Between two batches nobody waits; who looks just then would think that all is quiet."""
+        # Longer than a busy machine takes for one batch.
+        monkeypatch.setattr(intake_queue, "BUSY", 3.0)
         flood = [asyncio.create_task(one.record(make_body())) for _ in range(50)]
         await asyncio.gather(*flood)
 

@@ -460,7 +460,7 @@ events = bodies.map(lambda body: parse(json.dumps(body).encode(), received_at=NO
 
 class TestEveryOrder:
     @given(st.data(), st.lists(events, min_size=1, max_size=6))
-    @settings(deadline=None, max_examples=400)
+    @settings(deadline=None, max_examples=200)
     def test_of_events_and_their_duplicates_ends_in_one_row(
         self, data: st.DataObject, story: list[Event]
     ) -> None:
@@ -469,7 +469,7 @@ class TestEveryOrder:
         assert without_our_times(after(*story)) == without_our_times(after(*shuffled))
 
     @given(st.lists(events, min_size=1, max_size=6))
-    @settings(deadline=None, max_examples=200)
+    @settings(deadline=None, max_examples=100)
     def test_only_ever_raises_the_status(self, story: list[Event]) -> None:
         ranks = [-1]
         for length in range(1, len(story) + 1):
@@ -479,7 +479,7 @@ class TestEveryOrder:
         assert sorted(ranks) == ranks
 
     @given(st.lists(events, min_size=1, max_size=3))
-    @settings(deadline=None, max_examples=100)
+    @settings(deadline=None, max_examples=60)
     def test_leaves_marks_that_survive_being_stored(self, story: list[Event]) -> None:
         envelope = after(*story)
         stored = replace(envelope, marks=json.loads(json.dumps(envelope.marks)))
