@@ -460,7 +460,7 @@ class TestDeadLetters:
         fingerprint = self.died(operator, 12)
         group = ("--group", fingerprint)
 
-        again = operator.say("deliveries", "retry", *group, "--rate", "20")
+        again = operator.say("deliveries", "retry", *group, "--rate", "4")
         mended.touch()
         mend = operator.say("deliveries", "retry", *group, "--rate", "100")
         over = operator.say("deliveries", "retry", *group)

@@ -114,6 +114,10 @@ TIMES = [
 ]
 
 
+# What is wrong below HTTP never comes near a database, so one of them is enough.
+ONE_DATABASE = pytest.mark.parametrize("database", ["postgres"], indirect=True)
+
+
 def outcome(answer: Answer) -> str:
     assert 200 == answer.status
     found: str = answer.json()["outcome"]
@@ -336,6 +340,7 @@ class TestSize:
         assert answer.is_problem
 
 
+@ONE_DATABASE
 class TestBrokenRequest:
     @pytest.mark.parametrize("ending", ["fin", "rst"])
     @pytest.mark.parametrize("is_chunked", [False, True], ids=["declared", "chunked"])
@@ -452,6 +457,7 @@ class TestBrokenRequest:
         assert 401 == answer.status
 
 
+@ONE_DATABASE
 class TestExpectation:
     def test_of_a_good_request_is_met(self, service: Service) -> None:
         body = make_body()
@@ -489,6 +495,7 @@ class TestExpectation:
         assert answer.status in {200, 417}
 
 
+@ONE_DATABASE
 class TestConnection:
     def test_carries_two_requests_at_once(self, service: Service) -> None:
         good, bad = make_body(), make_body()
@@ -581,6 +588,7 @@ class TestConnection:
         assert 400 == exchange(service.port, b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n").status
 
 
+@ONE_DATABASE
 class TestTarget:
     @pytest.mark.parametrize(
         "target",
