@@ -90,7 +90,7 @@ async def reproject(
         except DatabaseError as error:
             _require_passing(error, event_id)
             if asyncio.get_running_loop().time() > end:
-                raise
+                raise NotAllowed(f"event {event_id} waits for others: it is held") from None
         else:
             _log(done)
             return done

@@ -343,7 +343,7 @@ class TestRepetition:
 
             async with receiver.database.begin(limit=timedelta(seconds=5)) as connection:
                 await events.claim(connection, {("acme", "id:e1"): NOBODY})
-                with pytest.raises(Exception, match="lock timeout"):
+                with pytest.raises(NotAllowed, match="waits for others"):
                     await again(receiver, id_, limit=timedelta(seconds=0.4))
                 waiting = asyncio.create_task(again(receiver, id_))
                 await asyncio.sleep(0.3)
