@@ -301,6 +301,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024, le=64 * 1024 * 1024)
     max_pending_bytes: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
     max_pending_events: int = Field(default=4096, ge=1)
+    # What each listener takes at once.
+    max_connections: int = Field(default=8192, ge=1, le=100_000)
 
     # What it says.
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = (

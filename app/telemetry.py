@@ -2,20 +2,20 @@
 
 The name of a line is `noun.past-participle` and constant; everything else is a field.
 Secrets, signatures, sign URLs, bodies and e-mail addresses are never among them.
+
+A call with the field `each`, several sets of fields, writes a line for each of them, all at
+once: of many facts that become true together, most of what a line costs is paid once.
 """
 
 import json
 import logging
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, BinaryIO
 
 import structlog
@@ -24,6 +24,8 @@ from structlog.typing import EventDict, Processor
 
 # Names the request that is being answered, in every line that is written meanwhile.
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+_ONE: Iterable[Mapping[str, Any]] = ({},)
 
 _encode = json.JSONEncoder(ensure_ascii=True, default=str, separators=(",", ":")).encode
 
@@ -59,9 +61,8 @@ def configure(*, level: str = "INFO", form: str = "auto", stream: BinaryIO | Non
 
 def _processors(*, is_pretty: bool) -> list[Processor]:
     if is_pretty:
-        console = structlog.dev.ConsoleRenderer(colors=True, pad_event_to=22, repr_native_str=True)
         stamper = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        return [structlog.processors.add_log_level, stamper, _named, console, _to_bytes]
+        return [structlog.processors.add_log_level, stamper, _named, _pretty()]
     return [structlog.processors.format_exc_info, _named, _to_json]
 
 
@@ -73,59 +74,48 @@ def _named(_: Any, __: str, fields: EventDict) -> EventDict:
 
 
 def _to_json(_: Any, method: str, fields: EventDict) -> bytes:
-    line = {
+    many = fields.pop("each", _ONE)
+    shared = {
         "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
         "level": "error" if method == "exception" else method,
         "event": fields.pop("event"),
         **fields,
     }
+    return b"\n".join([_line({**shared, **own}) for own in many])
+
+
+def _line(fields: dict[str, Any]) -> bytes:
     # Every control and non-ASCII character is escaped: one record is one line, whatever
     # a sender put into an id.
     try:
-        return to_json(line, ensure_ascii=True, fallback=str)
+        return to_json(fields, ensure_ascii=True, fallback=str)
     except PydanticSerializationError:
         # Half a character, as Python keeps it, is more than the quick way can write.
-        return _encode(line).encode("ascii")
+        return _encode(fields).encode("ascii")
 
 
-def _to_bytes(_: Any, __: str, line: Any) -> bytes:
-    text: str = line
-    return text.encode("utf-8", "backslashreplace")
+def _pretty() -> Processor:
+    console = structlog.dev.ConsoleRenderer(colors=True, pad_event_to=22, repr_native_str=True)
+
+    def render(logger: Any, method: str, fields: EventDict) -> bytes:
+        many = fields.pop("each", _ONE)
+        lines = [console(logger, method, {**fields, **own}) for own in many]
+        return "\n".join(lines).encode("utf-8", "backslashreplace")
+
+    return render
 
 
 class Lines(structlog.BytesLogger):
     """Writes lines; a pipe that is closed or a disk that is full fails no request."""
 
     def msg(self, message: bytes) -> None:
-        """Write one line, or lose it."""
-        gathered: list[tuple[Lines, bytes]] | None = getattr(_thread, "gathered", None)
-        if gathered is not None:
-            gathered.append((self, message))
+        """Write what was said in one call, or lose it; of no facts there is no line."""
+        if not message:
             return
         with suppress(OSError, ValueError):
             super().msg(message)
 
     log = debug = info = warn = warning = error = critical = exception = msg
-
-
-_thread = threading.local()
-
-
-@contextmanager
-def gathering() -> Iterator[None]:
-    """Write the lines of this thread at the end, all at once; for code that does not await.
-
-    Each write lets other threads run, and to get the turn back may take longer than
-    everything else that a line costs.
-    """
-    gathered: list[tuple[Lines, bytes]] = []
-    _thread.gathered = gathered
-    try:
-        yield
-    finally:
-        _thread.gathered = None
-        for writer, lines in groupby(gathered, key=itemgetter(0)):
-            writer.msg(b"\n".join(line for _, line in lines))
 
 
 class _Adopted(logging.Handler):

@@ -23,6 +23,7 @@ from app.intake import (
     Fact,
     Intake,
     IntakeLimits,
+    OnAnswer,
     Receipt,
     Subscriptions,
 )
@@ -32,7 +33,13 @@ from app.store import durability
 from app.store import keys as key_rows
 from app.store.levels import pool_of
 from app.store.schema import Fit, read_state
-from app.store.session import Database, DatabaseAddress, DatabaseError
+from app.store.session import (
+    Database,
+    DatabaseAddress,
+    DatabaseError,
+    is_pooler,
+    takes_no_writes,
+)
 from app.telemetry import described, get_logger
 from app.upkeep.counting import Counting
 from app.upkeep.drift import Drift
@@ -41,6 +48,7 @@ from app.upkeep.levels import Gauges, Lag, show
 from app.upkeep.pruning import Pruner
 from app.upkeep.sequencer import Sequencer
 from app.upkeep.silence import Silence
+from app.upkeep.succession import Succession
 from app.upkeep.tail import Tail
 from app.upkeep.tallying import Tallies
 from app.upkeep.terms import Terms
@@ -186,7 +194,7 @@ class Services:
         self.tallies = Tallies(self.database, holder=worker_name())
         self.counting = Counting(self.metrics, self.tallies)
         self.gauges, self.lag = Gauges(self.database), Lag()
-        self.usage = KeyUsage(self.database)
+        self.usage, self.succession = KeyUsage(self.database), Succession(self.database)
         self.subscriptions = Subscriptions(self.database)
         self.intake = Intake(
             self.database,
@@ -243,12 +251,22 @@ class Services:
         pool = "Connections of the pool for webhooks and the API"
         gauge("atlas_database_pool_size", pool, [], lambda: one(pool_of(self.database)[0]))
         gauge("atlas_database_pool_in_use", pool, [], lambda: one(pool_of(self.database)[1]))
+        successors = "Times that another server took the place of the database"
+        self.metrics.total(
+            "atlas_database_successions", successors, [], lambda: one(self.succession.seen)
+        )
         if calls is not None:
             what = "Calls of callbacks, by what they are doing"
             gauge("atlas_calls", what, ["state"], lambda: labelled(_under_way(calls)))
 
+    def submit(self, body: bytes, *, account: str, key_label: str, on_answer: OnAnswer) -> None:
+        """Begin to record one small authentic body, once the database is known to fit."""
+        if not self._is_prepared:
+            raise NotDurable("not_ready")
+        self.intake.submit(body, account=account, key_label=key_label, on_answer=on_answer)
+
     async def record(self, body: bytes, *, account: str, key_label: str) -> Receipt:
-        """Record one authentic body, once the database is known to fit."""
+        """Record one authentic body of any size, once the database is known to fit."""
         if not self._is_prepared:
             raise NotDurable("not_ready")
         return await self.intake.record(body, account=account, key_label=key_label)
@@ -340,7 +358,7 @@ class Services:
         except ConfigError as error:
             self._see(str(error))
         except DatabaseError as error:
-            self._see(f"the database does not answer ({type(error).__name__})")
+            self._see(_trouble(error)[1])
         else:
             self._is_prepared = True
 
@@ -381,13 +399,13 @@ class Services:
             async with asyncio.timeout(3):
                 state = await read_state(self.database)
         except DatabaseError as error:
-            why = f"the database does not answer ({type(error).__name__})"
-            return self._word("database", "does not answer", why)
+            return self._word("database", *_trouble(error))
         if not state.is_servable:
             why = f"the schema is at {state.found}, this release needs {state.needed}"
             return self._word("database", f"schema {state.fit}", why)
         if not self._is_prepared:
             return self._word("database", "not prepared", self._obstacle)
+        await self.succession.look()
         return self._word("database", _servable(state.fit), "")
 
     def _probe_loops(self) -> str:
@@ -401,6 +419,8 @@ class Services:
         await self.intake.close()
         if (committing := self._tasks.pop("intake", None)) is not None:
             await asyncio.wait([committing], timeout=6)
+            # One that failed would begin again and again.
+            committing.cancel()
         await self._stop_the_feed()
         for task in self._tasks.values():
             task.cancel()
@@ -424,6 +444,18 @@ class Services:
 def _under_way(dispatcher: Dispatcher) -> dict[str, float]:
     counts = dispatcher.counts()
     return {state: counts.get(state, 0) for state in ("running", "stuck", "unsettled")}
+
+
+def _trouble(error: BaseException) -> tuple[str, str]:
+    """Say what is wrong with a database, in a word and in a sentence."""
+    if takes_no_writes(error):
+        return "takes no writes", "the database is a standby, or set to read only: name the primary"
+    if is_pooler(error):
+        return (
+            "is a pooler",
+            "DATABASE_URL leads to a pooler: set PGBOUNCER=true if it is PgBouncer",
+        )
+    return "does not answer", f"the database does not answer ({type(error).__name__})"
 
 
 def _servable(fit: Fit) -> str:

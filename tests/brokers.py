@@ -98,7 +98,11 @@ class Broker:
 
     def suspend(self) -> None:
         """Freeze the broker: connections stay open, nobody answers."""
-        os.killpg(self._processes["broker"].pid, signal.SIGSTOP)
+        process = self._processes["broker"]
+        os.killpg(process.pid, signal.SIGSTOP)
+        # The signal stops one thread, which stops the others: until its turn comes, on a busy
+        # machine, they would go on answering.
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a frozen broker go on where it was."""

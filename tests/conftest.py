@@ -22,7 +22,13 @@ import structlog
 
 from app.settings import Settings
 from app.store.migrations import migrate
-from tests.postgres import Postgres, create_database, drop_database, replace_database
+from tests.postgres import (
+    Administrator,
+    Postgres,
+    create_database,
+    drop_database,
+    replace_database,
+)
 
 # Whatever a developer has set for the service itself must not reach the tests.
 SERVICE = {name.upper() for name in Settings.model_fields} | {"PORT", "SECRETS_DIR"}
@@ -86,6 +92,13 @@ def _server(request: pytest.FixtureRequest) -> str:
     return postgres.url()
 
 
+@pytest.fixture(name="administrator", scope="session")
+def _administrator(server: str) -> Iterator[Administrator]:
+    administrator = Administrator(server)
+    yield administrator
+    administrator.close()
+
+
 @pytest.fixture(name="postgres_template", scope="session")
 def _postgres_template(server: str) -> Iterator[str]:
     name = f"receiver_template_{uuid.uuid4().hex}"
@@ -103,11 +116,13 @@ def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(name="postgres_url")
-def _postgres_url(server: str, postgres_template: str) -> Iterator[str]:
+def _postgres_url(
+    server: str, administrator: Administrator, postgres_template: str
+) -> Iterator[str]:
     name = f"receiver_{uuid.uuid4().hex}"
-    create_database(server, name, template=postgres_template)
+    administrator.create(name, template=postgres_template)
     yield replace_database(server, name)
-    drop_database(server, name)
+    administrator.drop(name)
 
 
 @pytest.fixture(name="sqlite_url")

@@ -161,12 +161,13 @@ def send_and_reset(data: bytes) -> Behaviour:
 
 
 def never_end(head: bytes, piece: bytes = PIECE) -> Behaviour:
-    """Send `head`, then `piece` for ever."""
+    """Send `head`, then `piece` for ever, and fast: a limit is meant to end it, not a deadline."""
+    pieces = piece * max(1, 16_384 // len(piece))
 
     async def behave(_: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(head)
         while True:
-            writer.write(piece)
+            writer.write(pieces)
             await writer.drain()
 
     return behave

@@ -22,9 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import IO, Any, Self
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -74,7 +75,7 @@ class Postgres:
         `settings`, such as `DURABLE`, the server is less fast or more careful.
         """
         self._home = Path(tempfile.mkdtemp(prefix="atlas-receiver-pg-"))
-        self._settings = {**FAST, **ALWAYS, **(settings or {})}
+        self.settings = {**FAST, **ALWAYS, **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._heir: subprocess.Popen[bytes] | None = None
         try:
@@ -156,6 +157,18 @@ class Postgres:
     def drop_database(self, name: str) -> None:
         drop_database(self.url(), name)
 
+    def run(self, program: str, *options: str, stdin: Path | None = None) -> bytes:
+        """Run a program of the server's own, such as `pg_dump`; give what it printed."""
+        done = subprocess.run(
+            [self._bin / program, *options],
+            input=stdin.read_bytes() if stdin else b"",
+            env=_environment(),
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        return done.stdout
+
     def close(self) -> None:
         """Kill the server and remove everything it wrote."""
         self.kill()
@@ -197,7 +210,7 @@ class Postgres:
 
     def _try_start(self, deadline: float) -> bool:
         log = self._home / "server.log"
-        options = [f"-c{name}={value}" for name, value in self._settings.items()]
+        options = [f"-c{name}={value}" for name, value in self.settings.items()]
         command = [str(self._bin / "postgres"), "-D", str(self._data), "-p", str(self.port)]
         with log.open("wb") as output:
             self._process = self._runner.popen([*command, *options], output, cwd=self._home)
@@ -215,13 +228,70 @@ class Postgres:
         raise PostgresUnavailableError(f"PostgreSQL did not start:\n{said}")
 
 
+class Standby(Postgres):
+    """A copy of a server that follows it, and can take its place."""
+
+    def __init__(self, primary: Postgres, *, port: int | None = None) -> None:
+        """Copy `primary` and follow it: through `port`, if something lies between the two."""
+        self._followed = port or primary.port
+        super().__init__(settings=primary.settings)
+
+    def promote(self) -> None:
+        """Follow no longer: take writes."""
+        command = [str(self._bin / "pg_ctl"), "promote", "-w", "-D", str(self._data)]
+        done = self._runner.run(command, cwd=self._home)
+        assert done.returncode == 0, done.stdout
+
+    def _initialise(self) -> None:
+        source = f"host=127.0.0.1 port={self._followed} user=postgres"
+        options = ["-D", str(self._data), "-R", "-X", "stream", "-c", "fast", "--no-sync"]
+        command = [str(self._bin / "pg_basebackup"), "-d", source, *options]
+        done = self._runner.run(command, cwd=self._home)
+        if done.returncode != 0:
+            raise PostgresUnavailableError(f"pg_basebackup failed:\n{done.stdout}")
+
+
 def create_database(server_url: str, name: str, *, template: str | None = None) -> None:
-    suffix = f' TEMPLATE "{template}"' if template else ""
-    _execute(server_url, f'CREATE DATABASE "{name}"{suffix}')
+    _execute(server_url, _creation(name, template))
 
 
 def drop_database(server_url: str, name: str) -> None:
-    _execute(server_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    _execute(server_url, _removal(name))
+
+
+def _creation(name: str, template: str | None) -> str:
+    suffix = f' TEMPLATE "{template}"' if template else ""
+    return f'CREATE DATABASE "{name}"{suffix}'
+
+
+def _removal(name: str) -> str:
+    return f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'
+
+
+class Administrator:
+    """Makes databases for many tests on one connection: a new one for each costs more time."""
+
+    def __init__(self, server_url: str) -> None:
+        # A loop of its own, in a thread of its own: the tests have theirs.
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="administrator")
+        self._thread.start()
+        self._connection = self._wait_for(asyncpg.connect(server_url, timeout=START_DEADLINE))
+
+    def create(self, name: str, *, template: str) -> None:
+        self._wait_for(self._connection.execute(_creation(name, template)))
+
+    def drop(self, name: str) -> None:
+        self._wait_for(self._connection.execute(_removal(name)))
+
+    def close(self) -> None:
+        self._wait_for(self._connection.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _wait_for(self, action: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(action, self._loop).result()
 
 
 def replace_database(url: str, name: str) -> str:

@@ -43,7 +43,7 @@ class Replica:
 
     def __post_init__(self) -> None:
         if not self.database.is_postgresql:
-            event.listen(self.database.engine.sync_engine, "commit", self._note_commit)
+            event.listen(self.database.writer.engine, "commit", self._note_commit)
 
     def _note_commit(self, connection: Any) -> None:
         if not connection.get_execution_options().get("is_reading", False):
@@ -135,11 +135,12 @@ async def replica(
     database = Database(address, size=size, limits=DATABASE_LIMITS)
     intake = Intake(database, interested=interested, on_owed=on_owed, limits=limits)
     running = asyncio.create_task(intake.run())
+    one = Replica(database, intake, running, account)
     try:
-        yield Replica(database, intake, running, account)
+        yield one
     finally:
         await intake.close()
-        done, _ = await asyncio.wait([running], timeout=15)
+        done, _ = await asyncio.wait([one.running], timeout=15)
         await database.close()
     assert done
 

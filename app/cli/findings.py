@@ -25,7 +25,7 @@ from app.settings import ROOT, Settings
 from app.store import durability
 from app.store import keys as key_rows
 from app.store.schema import read_state
-from app.store.session import Database, DatabaseAddress
+from app.store.session import Database, DatabaseAddress, is_pooler, takes_no_writes
 from app.wiring import verification_keys
 
 ADVISED_BYTES: Final = 32
@@ -172,8 +172,6 @@ async def of_server(database: Database) -> list[Finding]:
     """Look at what a commit is worth."""
     server = await durability.inspect(database)
     found = [_ok(f"{server.version} answers")]
-    if server.is_standby:
-        found.append(_fail("database", "is a standby that takes no writes: name the primary"))
     for promise in server.promises:
         what = f"{promise.name} is {promise.value}"
         found.append(_ok(what) if promise.is_kept else _fail(what, promise.remedy))
@@ -230,6 +228,12 @@ def of_failure(
     error: BaseException, database: Database, *, setting: str = "DATABASE_URL"
 ) -> Finding:
     """Say what is probably wrong with a database that does not answer."""
+    if takes_no_writes(error):
+        return _fail(
+            "database", f"is a standby, or set to read only: name the primary in {setting}"
+        )
+    if is_pooler(error):
+        return _fail("database", f"{setting} leads to a pooler: set PGBOUNCER=true")
     place = "PostgreSQL" if database.is_postgresql else str(database.address.sqlite_path)
     return _fail(
         f"database ({place})",

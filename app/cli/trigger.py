@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
-import httpx2
 import typer
 from rich.progress import track
 
@@ -30,6 +29,9 @@ from app.cli.terminal import fail, notes, printable
 from app.errors import ConfigError
 from app.events.signature import sign
 from app.settings import read_settings
+
+if TYPE_CHECKING:
+    import httpx2
 
 # Atlas waits as long.
 PATIENCE = 10.0
@@ -195,12 +197,17 @@ def _send_many(target: Target, bodies: Iterator[bytes], *, times: int, copies: i
     _require_success(target, answers)
 
 
-def _client() -> httpx2.Client:
+def _client() -> "httpx2.Client":
+    # The other verbs do not wait until it is loaded.
+    import httpx2  # noqa: PLC0415
+
     # No proxy of the environment, and no redirect: a webhook goes where it is sent, or nowhere.
     return httpx2.Client(trust_env=False, follow_redirects=False, timeout=PATIENCE)
 
 
-def _post(client: httpx2.Client, target: Target, body: bytes) -> Answer:
+def _post(client: "httpx2.Client", target: Target, body: bytes) -> Answer:
+    import httpx2  # noqa: PLC0415
+
     headers = {
         "Content-Type": "application/json",
         "X-Atlas-Signature": sign(body, target.key.secret),
@@ -220,7 +227,7 @@ def _post(client: httpx2.Client, target: Target, body: bytes) -> Answer:
     return Answer(response.status_code, receipt.get("outcome"), receipt.get("event_id"), seconds)
 
 
-def _receipt(response: httpx2.Response) -> dict[str, Any]:
+def _receipt(response: "httpx2.Response") -> dict[str, Any]:
     try:
         receipt = response.json()
     except ValueError:

@@ -3,17 +3,14 @@
 It is raised in the transaction that buries the delivery, and owed to whoever asks for it.
 """
 
-import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from app.events.lifecycle import Effect
-from app.store import callbacks, deliveries, events
+from app.store import deliveries, own_events
 from app.store.callbacks import OWN_EVENTS
-from app.store.deliveries import Delivery, Owed
-from app.store.ids import new_id
+from app.store.deliveries import Delivery
+from app.store.own_events import OwnEvent
 
 DEAD = "receiver.dead"
 
@@ -36,46 +33,17 @@ async def announce_dead(connection: Any, delivery_ids: Sequence[UUID]) -> None:
     known = await deliveries.dead_fingerprints(
         connection, {d.fingerprint for d in dead if d.fingerprint}, but=delivery_ids
     )
-    subscriptions = await callbacks.read(connection)
-    rows, bodies, owed = [], [], list[Owed]()
+    raised = []
     for delivery in dead:
-        event_id = new_id()
-        rows.append(_row(event_id, delivery))
-        bodies.append((event_id, _body(event_id, delivery, known=known)))
-        owed += [
-            (event_id, each.name, delivery.account, delivery.envelope_id, None)
-            for each in subscriptions
-            if each.wants(DEAD, delivery.account)
-        ]
+        raised.append(_death_of(delivery, known=known))
         known.add(delivery.fingerprint or "")
-    await events.add(connection, rows, bodies)
-    await deliveries.enqueue(connection, owed)
+    await own_events.add(connection, raised)
 
 
-def _row(event_id: UUID, delivery: Delivery) -> tuple[Any, ...]:
-    now = datetime.now(UTC)
-    # Without a place in the order of its envelope: it is no news about the envelope, and
-    # must not wait for the events that it is about.
+def _death_of(delivery: Delivery, *, known: set[str]) -> OwnEvent:
     said = {
-        "id": event_id,
-        "account": delivery.account,
-        "envelope_id": delivery.envelope_id,
-        "type": DEAD,
-        "occurred_at": now,
-        "received_at": now,
-        "effect": Effect.MILESTONE.value,
-        "original_id": delivery.event_id,
-    }
-    return tuple(said.get(name) for name in events.COLUMNS.names)
-
-
-def _body(event_id: UUID, delivery: Delivery, *, known: set[str]) -> bytes:
-    said = {
-        "event": DEAD,
-        "event_id": str(event_id),
         "about": str(delivery.event_id),
         "type": delivery.event_type,
-        "envelope_id": delivery.envelope_id,
         "delivery_id": str(delivery.id),
         "callback": delivery.callback,
         "attempts": delivery.attempts,
@@ -84,4 +52,12 @@ def _body(event_id: UUID, delivery: Delivery, *, known: set[str]) -> bytes:
         # One message for a whole group of dead letters may be enough.
         "is_first": (delivery.fingerprint or "") not in known,
     }
-    return json.dumps({name: value for name, value in said.items() if value is not None}).encode()
+    # Without a place in the order of its envelope: it is no news about the envelope, and
+    # must not wait for the events that it is about.
+    return OwnEvent(
+        DEAD,
+        delivery.account,
+        delivery.envelope_id,
+        {name: value for name, value in said.items() if value is not None},
+        original_id=delivery.event_id,
+    )

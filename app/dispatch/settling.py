@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ from app.dispatch.schedule import next_try
 from app.store import deliveries, verdicts
 from app.store.session import DatabaseError, blames_data
 from app.store.verdicts import Settlement
-from app.telemetry import gathering, get_logger
+from app.telemetry import get_logger
 
 log = get_logger("dispatch")
 
@@ -107,9 +107,8 @@ class Settler:
         """Take verdicts; of those that are committed already, only tell."""
         committed = [outcome for outcome in outcomes if _is_committed(outcome)]
         told = [(outcome, settlement(outcome, noise=0.0)) for outcome in committed]
-        for outcome, row in told:
-            _tell(outcome, row, due_at=None)
         if told:
+            _tell(told, dict.fromkeys((row.id for _, row in told), None))
             self._on_attempted(told)
             self._on_settled()
         if len(committed) < len(outcomes):
@@ -167,24 +166,29 @@ class Settler:
         return None
 
     def _log(self, due: dict[UUID, datetime | None]) -> None:
-        with gathering():
-            for outcome, row in self._batch:
-                if row.id in due:
-                    _tell(outcome, row, due_at=due[row.id])
-                else:
-                    log.warning("verdict.dropped", **_fields(outcome, row))
-        self._on_attempted([(outcome, row) for outcome, row in self._batch if row.id in due])
+        kept = [(outcome, row) for outcome, row in self._batch if row.id in due]
+        dropped = [(outcome, row) for outcome, row in self._batch if row.id not in due]
+        _tell(kept, due)
+        if dropped:
+            log.warning("verdict.dropped", each=[_fields(*each) for each in dropped])
+        self._on_attempted(kept)
 
 
 def _is_committed(outcome: Outcome) -> bool:
     return isinstance(outcome.verdict, Done) and outcome.verdict.is_committed
 
 
-def _tell(outcome: Outcome, row: Settlement, *, due_at: datetime | None) -> None:
-    level = log.warning if row.verdict == "dead" else log.info
-    level(
-        "delivery.attempted", **_fields(outcome, row), due_at=due_at.isoformat() if due_at else None
-    )
+def _tell(told: Sequence[tuple[Outcome, Settlement]], due: Mapping[UUID, datetime | None]) -> None:
+    """Write a line for each attempt; of a dead one somebody has to know."""
+    for level, is_dead in ((log.warning, True), (log.info, False)):
+        lines = [_told(*one, due) for one in told if (one[1].verdict == "dead") is is_dead]
+        if lines:
+            level("delivery.attempted", each=lines)
+
+
+def _told(outcome: Outcome, row: Settlement, due: Mapping[UUID, datetime | None]) -> dict[str, Any]:
+    due_at = due[row.id]
+    return {**_fields(outcome, row), "due_at": due_at.isoformat() if due_at else None}
 
 
 def _fields(outcome: Outcome, row: Settlement) -> dict[str, Any]:

@@ -177,12 +177,19 @@ def accept(envelope: Envelope, event: Event, *, received_at: datetime) -> Envelo
         marks={**envelope.marks, "stamps": others},
     )
     after, _ = project(start, event, received_at=received_at)
-    # A copy of what is overruled must not come back by its larger stamp.
+    # A copy of what is overruled must not come back by its larger stamp, or its larger text.
     fresh = dict(after.marks.get("stamps", {}))
-    fresh |= {name: max(fresh[name], stamps[name]) for name in said}
+    for name in said:
+        is_kept = getattr(after, name) == getattr(envelope, name)
+        fresh[name] = max(fresh[name], stamps[name] if is_kept else _just_above(stamps[name]))
     marks = {**after.marks, "stamps": fresh}
     kept = {name: mark for name, mark in marks.items() if mark}
     return replace(after, disputed=envelope.disputed, marks=kept)
+
+
+def _just_above(stamp: Stamp) -> Stamp:
+    *others, version = stamp
+    return [*others, version + 1]
 
 
 def _columns_of(event: Event) -> set[str]:
@@ -190,6 +197,15 @@ def _columns_of(event: Event) -> set[str]:
     values = zip(_CONTEXT, _read_context(event), strict=True)
     said = {column for column, value in values if value or value is False}
     return said | {"status_word"} if event.status_word and event.status is None else said
+
+
+def rank_of(status: str) -> int:
+    """Say how far along the lattice a status is.
+
+    A word that is not in it was stored by a later release, which may run beside this one. It
+    counts as the furthest: whatever it means, what is known must not go back.
+    """
+    return _RANK.get(status, len(_RANK))
 
 
 def ends_said(event_type: str, status: str | None) -> set[str]:
@@ -220,7 +236,7 @@ class _Step:
         for status in (implied, self.event.status or implied):
             if status in TERMINAL and highest in TERMINAL and status != highest:
                 self.changes["disputed"] = True
-            if highest is None or _RANK[status] > _RANK[highest]:
+            if highest is None or rank_of(status) > rank_of(highest):
                 highest = self.changes["status"] = status
 
     def pass_milestone(self, received_at: datetime) -> None:
@@ -322,8 +338,8 @@ def _effect(before: Envelope, after: Envelope, event: Event) -> Effect:
     implied = IMPLIED_STATUS.get(event.type)
     if implied is None:
         return Effect.MILESTONE if event.type in MILESTONES else Effect.UNKNOWN
-    said = max(_RANK[implied], _RANK[event.status or implied])
-    known = -1 if before.status is None else _RANK[before.status]
+    said = max(rank_of(implied), rank_of(event.status or implied))
+    known = -1 if before.status is None else rank_of(before.status)
     is_applied = said > known or (said == known and _is_changed(before, after))
     return Effect.APPLIED if is_applied else Effect.STALE
 

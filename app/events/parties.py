@@ -79,9 +79,14 @@ def furthest_of(known: Mapping[str, str], keys: Sequence[str], parties: Parties)
     furthest = dict(known)
     for key, party in zip(keys, parties, strict=True):
         status = party.status
-        if status is not None and (key not in furthest or _RANK[status] > _RANK[furthest[key]]):
+        if status is not None and _rank_of(status) > _rank_of(furthest.get(key)):
             furthest[key] = status
     return furthest
+
+
+def _rank_of(status: str | None) -> int:
+    # One that is not known here was stored by a later release, and must not go back.
+    return -1 if status is None else _RANK.get(status, len(_RANK))
 
 
 def raised(parties: Parties, keys: Sequence[str], furthest: Mapping[str, str]) -> Parties:

@@ -88,9 +88,11 @@ class Values:
 
     def json(self, value: Json, *path: str | int) -> Json:
         """Return a JSON value that every JSON column holds, without secrets."""
-        if self.is_odd or (not _is_simple(value) and _may_overflow(self._body)):
+        is_simple = _is_simple(value)
+        if self.is_odd or (not is_simple and _may_overflow(self._body)):
             value = self._substituted(value, *path)
-        return redact(value) if may_hold_secrets(self._body) else value
+        # A few texts are looked at sooner than the body is searched for traces.
+        return redact(value) if is_simple or may_hold_secrets(self._body) else value
 
     def _clean(self, value: Json, limit: int, *path: str | int) -> str | None:
         if type(value) is not str:

@@ -8,7 +8,7 @@ made, and it is made once.
 from app.intake.announcement import Announcer
 from app.intake.projection import Fact
 from app.intake.queue import DATABASE_LIMITS, Intake, IntakeLimits
-from app.intake.submission import Outcome, Receipt
+from app.intake.submission import OnAnswer, Outcome, Receipt
 from app.intake.subscriptions import Subscriptions
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Fact",
     "Intake",
     "IntakeLimits",
+    "OnAnswer",
     "Outcome",
     "Receipt",
     "Subscriptions",

@@ -6,15 +6,16 @@ order of arrival.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from uuid import UUID
 
+from app.events.frozen import frozen
 from app.events.identity import Core, Known, Relation, core_of, needs_content, relate
 from app.intake.submission import Submission
 from app.store.events import Claim
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Judged:
     """A submission, how it relates to what is known, and to which event."""
 
@@ -23,6 +24,17 @@ class Judged:
     original: UUID | None = None
     # A try whose answer was lost had committed already: nothing is left to write.
     is_settled: bool = False
+
+
+def claims_of_news(batch: Iterable[Submission]) -> dict[Claim, UUID] | None:
+    """Give what a batch claims if all of it may be news; None if some of it share a key."""
+    wanted: dict[Claim, UUID] = {}
+    count = 0
+    for submission in batch:
+        for claim in submission.claims:
+            wanted[claim] = submission.event_id
+            count += 1
+    return wanted if len(wanted) == count else None
 
 
 class Ledger:

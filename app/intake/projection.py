@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from app.events.erasure import completed
+from app.events.frozen import frozen
 from app.events.identity import Relation, core_of
 from app.events.lifecycle import BLANK, Effect, project, refresh
 from app.events.payload import Event
@@ -24,7 +25,7 @@ DISPUTED = "receiver.disputed"
 QUARANTINED = "receiver.quarantined"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fact:
     """What the log says of one submission, once it is committed."""
 

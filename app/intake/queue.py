@@ -1,8 +1,9 @@
 """Group commit: requests that arrive together share one transaction.
 
 Whoever arrives while a commit is under way waits for the next one, which takes
-everything that has gathered. Alone, a request waits for nobody. The queue is bounded,
-every wait has an end, and a sender that goes away cancels nothing.
+everything that has gathered, and begins beside the first if that is much. Alone, a
+request waits for nobody. The queue is bounded, every wait has an end, and a sender that
+goes away cancels nothing.
 """
 
 import asyncio
@@ -10,25 +11,28 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 from app.errors import NotDurable
 from app.intake.projection import Fact, Interested, Projection
-from app.intake.record import record
-from app.intake.submission import Receipt, Submission, understand
+from app.intake.record import record, record_news
+from app.intake.submission import OnAnswer, Receipt, Submission, understand
 from app.store.envelopes import EnvelopeKey, EnvelopesBusy
 from app.store.events import Claim
 from app.store.session import (
     Database,
     DatabaseError,
+    KeptConnections,
     Limits,
     blames_data,
     is_disconnect,
     sqlstate,
 )
-from app.telemetry import Throttle, gathering, get_logger
+from app.telemetry import Throttle, get_logger
 
 log = get_logger("intake")
 
@@ -63,6 +67,7 @@ class IntakeLimits:
     answer: timedelta = timedelta(milliseconds=4500)
     transaction: timedelta = timedelta(milliseconds=3500)
     slow_lanes: int = 3
+    transactions: int = 3
 
 
 class Intake:
@@ -78,10 +83,13 @@ class Intake:
         limits: IntakeLimits | None = None,
     ) -> None:
         self._database = database
+        self._limits = limits or IntakeLimits()
+        # While nothing is written, one connection is left to others, however few there are.
+        most = min(self._limits.transactions, database.size - 1)
+        self._kept = KeptConnections(database, most=most)
         self._interested = interested
         self._on_owed = on_owed
         self._on_recorded = on_recorded
-        self._limits = limits or IntakeLimits()
         self._waiting: deque[Submission] = deque()
         self._outstanding: deque[Submission] = deque()
         self._pending_events = 0
@@ -90,6 +98,8 @@ class Intake:
         # Events whose envelope or identity somebody holds: they wait apart, and stall nobody.
         self._slow: dict[EnvelopeKey | Claim, deque[Submission]] = {}
         self._slow_slots = asyncio.Semaphore(self._limits.slow_lanes)
+        # What transactions carry that are under way just now.
+        self._carried: list[list[Submission]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._busy_until = 0.0
@@ -120,50 +130,78 @@ class Intake:
         Raises `NotDurable` if that is not known in time, or if too much is waiting. The
         event may still commit then; the sender's next try is a duplicate.
         """
-        self._admit(len(body))
-        end = asyncio.get_running_loop().time() + self._limits.answer.total_seconds()
-        try:
-            async with asyncio.timeout_at(end) if len(body) > LARGE_BODY else nullcontext():
-                submission = await self._understand(body, account=account, key_label=key_label)
-            return await self._submit(submission, deadline=end)
-        except TimeoutError:
-            raise NotDurable("late") from None
-        finally:
-            self._pending_events -= 1
-            self._pending_bytes -= len(body)
+        answered: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        on_answer = partial(_fulfil, answered)
+        if len(body) <= LARGE_BODY:
+            self.submit(body, account=account, key_label=key_label, on_answer=on_answer)
+        else:
+            deadline = self._admit(len(body))
+            try:
+                async with asyncio.timeout_at(deadline):
+                    submission = await asyncio.to_thread(
+                        understand, body, account=account, key_label=key_label, received_at=_now()
+                    )
+                # Meanwhile the last batch may have gone.
+                self._require_open()
+            except BaseException as error:
+                self._dismiss(len(body))
+                if isinstance(error, TimeoutError):
+                    raise NotDurable("late") from None
+                raise
+            self._submit(submission, deadline=deadline, on_answer=on_answer)
+        return await answered
 
-    def _admit(self, size: int) -> None:
+    def submit(self, body: bytes, *, account: str, key_label: str, on_answer: OnAnswer) -> None:
+        """Begin to record one small body; `on_answer` is told once how it ended.
+
+        Raises `NotDurable` at once if too much is waiting, and then tells nobody.
+        """
+        deadline = self._admit(len(body))
+        try:
+            submission = understand(body, account=account, key_label=key_label, received_at=_now())
+        except BaseException:
+            self._dismiss(len(body))
+            raise
+        self._submit(submission, deadline=deadline, on_answer=on_answer)
+
+    def _admit(self, size: int) -> float:
+        """Count one more that waits; give the time, by the loop's clock, of its answer."""
         limits = self._limits
-        if self._is_closed or self._is_down:
-            raise NotDurable("shutting_down")
+        self._require_open()
         if self._pending_events >= limits.events or self._pending_bytes + size > limits.bytes:
             raise NotDurable("queue_full", retry_after=timedelta(seconds=1))
         self._pending_events += 1
         self._pending_bytes += size
+        return asyncio.get_running_loop().time() + limits.answer.total_seconds()
 
-    async def _understand(self, body: bytes, *, account: str, key_label: str) -> Submission:
-        now = datetime.now(UTC)
-        if len(body) <= LARGE_BODY:
-            return understand(body, account=account, key_label=key_label, received_at=now)
-        return await asyncio.to_thread(
-            understand, body, account=account, key_label=key_label, received_at=now
-        )
+    def _dismiss(self, size: int) -> None:
+        self._pending_events -= 1
+        self._pending_bytes -= size
 
-    async def _submit(self, submission: Submission, *, deadline: float) -> Receipt:
-        # A large body was understood in a thread; meanwhile the last batch may have gone.
+    def _require_open(self) -> None:
         if self._is_closed or self._is_down:
             raise NotDurable("shutting_down")
-        submission.deadline = deadline
-        receipt: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        submission.receipt = receipt
+
+    def _submit(self, submission: Submission, *, deadline: float, on_answer: OnAnswer) -> None:
+        submission.deadline, submission.on_answer = deadline, on_answer
         self._outstanding.append(submission)
-        lane = self._slow.get(_lane_of(submission))
+        lane = self._slow.get(_lane_of(submission)) if self._slow else None
         if lane is not None:
             lane.append(submission)
         else:
             self._waiting.append(submission)
             self._arrived.set()
-        return await receipt
+
+    def _answer(self, submission: Submission, said: Receipt | NotDurable) -> None:
+        on_answer, submission.on_answer = submission.on_answer, None
+        if on_answer is not None:
+            self._dismiss(len(submission.body))
+            # One who cannot be told must not keep the others from being told.
+            try:
+                on_answer(said)
+            except Exception:
+                with suppress(Exception):
+                    log.exception("announcement.failed")
 
     async def run(self) -> None:
         """Commit what arrives, for ever; ends when `close` is called and all is answered."""
@@ -172,22 +210,58 @@ class Intake:
             # One that fails ends the other: nobody must wait for a loop that is not there.
             async with asyncio.TaskGroup() as group:
                 reaper = group.create_task(self._reap())
-                await self._commit_arrivals()
+                await self._commit_arrivals(group)
                 reaper.cancel()
         finally:
             self._is_down = True
             self._waiting.clear()
+            await self._kept.close()
             self._refuse(list(self._outstanding), "shutting_down")
 
-    async def _commit_arrivals(self) -> None:
+    async def _commit_arrivals(self, group: asyncio.TaskGroup) -> None:
         while not (self._is_closed and not self._waiting):
             await self._arrived.wait()
             self._arrived.clear()
-            while batch := self._take(self._waiting):
+            while self._is_time() and (batch := self._gather()):
                 if len(batch) >= PRESSURE:
                     self._busy_until = time.monotonic() + BUSY
-                await self._commit(batch)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+                self._carried.append(batch)
+                self._keep(group.create_task(self._carry(batch)))
+        # The last batches may open lanes while they are waited for.
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _is_time(self) -> bool:
+        """True if a transaction may start now: alone, or beside one that carries few more.
+
+        While the database works on one, this process can make the next; but two small ones
+        cost more than one of both.
+        """
+        if len(self._carried) >= self._limits.transactions:
+            return False
+        return all(len(self._waiting) >= len(batch) / 2 for batch in self._carried)
+
+    def _gather(self) -> list[Submission]:
+        """Take what waits, but for events whose envelope is just being written: they come next."""
+        written = {s.envelope_key for batch in self._carried for s in batch} - {None}
+        if not written:
+            return self._take(self._waiting)
+        later = [s for s in self._waiting if s.envelope_key in written]
+        free = deque(s for s in self._waiting if s.envelope_key not in written)
+        batch = self._take(free)
+        self._waiting = deque([*later, *free])
+        return batch
+
+    async def _carry(self, batch: list[Submission]) -> None:
+        try:
+            await self._commit(batch)
+        finally:
+            self._carried.remove(batch)
+            self._arrived.set()
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """Take nothing new; what is waiting is still committed."""
@@ -239,7 +313,9 @@ class Intake:
         while True:
             tries += 1
             try:
-                projection = await self._transaction(batch, seconds=end - loop.time())
+                projection = await self._news(batch, end=end) if tries == 1 else None
+                if projection is None:
+                    projection = await self._transaction(batch, end=end)
             except DatabaseError as error:
                 if not _is_worth_another_try(error, tries) or loop.time() > end - 0.2:
                     raise
@@ -249,28 +325,39 @@ class Intake:
                 self._announce(projection)
                 return
 
-    async def _transaction(self, batch: Sequence[Submission], *, seconds: float) -> Projection:
-        limit = timedelta(seconds=max(0.1, seconds))
-        async with self._database.begin(limit=limit) as connection:
-            return await record(
-                connection, batch, interested=self._interested, now=datetime.now(UTC)
-            )
+    async def _news(self, batch: Sequence[Submission], *, end: float) -> Projection | None:
+        """Record `batch` the short way; None if it takes the long one."""
+        if not self._database.splits:
+            return None
+        try:
+            async with self._kept.begin(limit=self._left(end)) as connection:
+                return await record_news(connection, batch, interested=self._interested, now=_now())
+        except Exception as error:
+            # Which row is held, or which value is refused, the long way tells.
+            if blames_data(error) or sqlstate(error) == _LOCK_NOT_AVAILABLE:
+                return None
+            raise
+
+    async def _transaction(self, batch: Sequence[Submission], *, end: float) -> Projection:
+        """Record `batch` under locks."""
+        work = partial(record, batch=batch, interested=self._interested, now=_now())
+        return await self._database.run(work, limit=self._left(end))
+
+    @staticmethod
+    def _left(end: float) -> timedelta:
+        return timedelta(seconds=max(0.1, end - asyncio.get_running_loop().time()))
 
     def _announce(self, projection: Projection) -> None:
         """Answer the senders first, and then tell everybody else."""
         for fact in projection.facts:
-            receipt = fact.submission.receipt
-            if receipt is not None and not receipt.done():
-                receipt.set_result(fact.receipt)
+            self._answer(fact.submission, fact.receipt)
         # The events are on disk: whatever fails from here on must not look like a failure
         # to their senders.
         try:
             if projection.deliveries:
                 self._on_owed({callback for _, callback, *_ in projection.deliveries})
             self._on_recorded(projection.facts, self._waits(projection.facts))
-            with gathering():
-                for fact in projection.facts:
-                    _log_fact(fact)
+            log.info("webhook.received", each=map(_told, projection.facts))
         except Exception:
             with suppress(Exception):
                 log.exception("announcement.failed")
@@ -295,9 +382,7 @@ class Intake:
             lane = self._slow.get(key)
             if lane is None:
                 lane = self._slow[key] = deque()
-                task = asyncio.create_task(self._drain(key, lane))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._keep(asyncio.create_task(self._drain(key, lane)))
             lane.append(submission)
 
     async def _drain(self, key: EnvelopeKey | Claim, lane: deque[Submission]) -> None:
@@ -307,7 +392,8 @@ class Intake:
                 await asyncio.sleep(_SLOW_PAUSE)
                 async with self._slow_slots:
                     # Those that find it held once more come back to this lane.
-                    await self._commit(self._take(lane))
+                    if batch := self._take(lane):
+                        await self._commit(batch)
         finally:
             del self._slow[key]
 
@@ -322,7 +408,9 @@ class Intake:
                 _is_answered(self._outstanding[0]) or self._outstanding[0].deadline <= now
             ):
                 submission = self._outstanding.popleft()
-                self._refuse([submission], "late")
+                # Nearly all are answered: to find that out once more costs more than all else.
+                if not _is_answered(submission):
+                    self._refuse([submission], "late")
             # Behind one that waits, those that are answered must not gather.
             if len(self._outstanding) > 2 * self._pending_events + 256:
                 self._outstanding = deque(s for s in self._outstanding if not _is_answered(s))
@@ -330,12 +418,12 @@ class Intake:
     def _refuse(
         self, batch: Sequence[Submission], reason: str, *, error: Exception | None = None
     ) -> None:
-        receipts = [s.receipt for s in batch if s.receipt is not None and not s.receipt.done()]
-        for receipt in receipts:
-            receipt.set_exception(NotDurable(reason))
+        refused = [s for s in batch if not _is_answered(s)]
+        for submission in refused:
+            self._answer(submission, NotDurable(reason))
         # A log that cannot be written must not end the loop that commits.
         with suppress(Exception):
-            _log_refusal(len(receipts), reason, error)
+            _log_refusal(len(refused), reason, error)
 
 
 def _log_refusal(count: int, reason: str, error: Exception | None) -> None:
@@ -351,12 +439,26 @@ def _log_refusal(count: int, reason: str, error: Exception | None) -> None:
         )
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 def _lane_of(submission: Submission) -> EnvelopeKey | Claim:
     return submission.envelope_key or submission.claims[0]
 
 
 def _is_answered(submission: Submission) -> bool:
-    return submission.receipt is None or submission.receipt.done()
+    return submission.on_answer is None
+
+
+def _fulfil(answered: asyncio.Future[Receipt], said: Receipt | NotDurable) -> None:
+    # Whoever waited may have gone.
+    if answered.done():
+        return
+    if isinstance(said, NotDurable):
+        answered.set_exception(said)
+    else:
+        answered.set_result(said)
 
 
 def _is_worth_another_try(error: BaseException, tries: int) -> bool:
@@ -372,17 +474,17 @@ def _slug(error: BaseException) -> str:
     return "defect"
 
 
-def _log_fact(fact: Fact) -> None:
+def _told(fact: Fact) -> dict[str, Any]:
+    """Say in the log what became of one event."""
     submission, event = fact.submission, fact.submission.event
-    log.info(
-        "webhook.received",
-        outcome=fact.receipt.outcome.value,
-        event_id=str(fact.receipt.event_id),
-        event_type=event.type if event else None,
-        envelope_id=event.envelope_id if event else None,
-        fields_status=fact.fields_status,
-        effect=fact.effect.value if fact.effect else None,
-        reason=submission.reason,
-        account=submission.account,
-        key=submission.key_label,
-    )
+    return {
+        "outcome": fact.receipt.outcome.value,
+        "event_id": str(fact.receipt.event_id),
+        "event_type": event.type if event else None,
+        "envelope_id": event.envelope_id if event else None,
+        "fields_status": fact.fields_status,
+        "effect": fact.effect.value if fact.effect else None,
+        "reason": submission.reason,
+        "account": submission.account,
+        "key": submission.key_label,
+    }

@@ -123,6 +123,8 @@ async def _begin(connection: Connection, event_id: UUID, *, is_accepted: bool) -
         raise NotFound(f"there is no event {event_id}")
     if row.type is not None and row.type.startswith(OWN_EVENTS):
         raise NotAllowed(f"event {event_id} is one of the service about itself, not of Atlas")
+    if row.effect not in set(Effect):
+        raise NotAllowed(f"a later release has dealt with event {event_id}: apply it again there")
     body = await events.read_body(connection, event_id)
     if body is None:
         raise NotAllowed(

@@ -1,14 +1,15 @@
 """One event on its way in: the bytes, what they were understood to say, and the answer."""
 
-import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from uuid import UUID
 
-from app.errors import PayloadRejected
+from app.errors import NotDurable, PayloadRejected
 from app.events.erasure import bare
+from app.events.frozen import frozen
 from app.events.identity import (
     Core,
     Keys,
@@ -33,12 +34,16 @@ class Outcome(StrEnum):
     QUARANTINED = "quarantined"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Receipt:
     """The answer: what became of the event, and by which id it is known here."""
 
     outcome: Outcome
     event_id: UUID
+
+
+# Is told once what became of an event: its receipt, or that it is not known to be on disk.
+OnAnswer = Callable[[Receipt | NotDurable], None]
 
 
 @dataclass(eq=False)
@@ -62,7 +67,8 @@ class Submission:
     envelope_key: EnvelopeKey | None = field(init=False)
     # When the sender must have its answer, by the loop's clock.
     deadline: float = 0.0
-    receipt: asyncio.Future[Receipt] | None = None
+    # None as soon as it is told, and if nobody waits.
+    on_answer: OnAnswer | None = None
     # What is kept of the core, if its envelope is erased; then the bytes are not kept at all.
     bared: Core | None = field(init=False, default=None)
 

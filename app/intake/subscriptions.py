@@ -25,26 +25,30 @@ class Subscriptions:
     def __init__(self, database: Database, *, every: timedelta = timedelta(seconds=1)) -> None:
         self._database = database
         self._every = every
-        self._known: Sequence[Subscription] = ()
-        self._answers: dict[tuple[str, str], tuple[str, ...]] = {}
+        # Replaced together: on SQLite, a thread of its own asks.
+        self._state: tuple[Sequence[Subscription], dict[tuple[str, str], tuple[str, ...]]] = (
+            (),
+            {},
+        )
 
     def names_for(self, event_type: str, account: str) -> tuple[str, ...]:
         """Give the names of the callbacks that are owed an event of this type."""
+        known, answers = self._state
         question = (event_type, account)
-        answer = self._answers.get(question)
+        answer = answers.get(question)
         if answer is None:
-            answer = tuple(s.name for s in self._known if s.wants(event_type, account))
-            if len(self._answers) >= _MAX_ANSWERS:
-                self._answers.clear()
-            self._answers[question] = answer
+            answer = tuple(s.name for s in known if s.wants(event_type, account))
+            if len(answers) >= _MAX_ANSWERS:
+                answers.clear()
+            answers[question] = answer
         return answer
 
     async def refresh(self) -> None:
         """Read the table now."""
         async with self._database.begin(limit=timedelta(seconds=3), is_reading=True) as connection:
             known = await callbacks.read(connection)
-        if known != self._known:
-            self._known, self._answers = known, {}
+        if known != self._state[0]:
+            self._state = known, {}
 
     async def run(self) -> None:
         """Keep up with the table, for ever."""

@@ -46,7 +46,8 @@ def in_utc(value: datetime) -> datetime:
 def time_to_text(value: datetime) -> str:
     """Write an instant the way SQLite rows hold it."""
     # strftime does not pad years before 1000; isoformat does, and so the text sorts.
-    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    instant = value if value.tzinfo is UTC else value.astimezone(UTC)
+    return instant.isoformat(" ", "microseconds").removesuffix("+00:00")
 
 
 def text_to_time(value: str) -> datetime:

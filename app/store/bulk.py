@@ -1,13 +1,14 @@
-"""Write many rows with one constant statement.
+"""Write many rows with few statements, whose texts stay the same.
 
 PostgreSQL takes one array per column (`unnest`), so that the text of the statement, and
 with it its prepared plan, does not depend on the number of rows. SQLite takes the rows
-one by one inside the driver. Core expressions would cost several times as much, and this
-is the hot path.
+in portions whose sizes are powers of two. Core expressions would cost several times as
+much, and this is the hot path.
 """
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,9 @@ from sqlalchemy.types import BigInteger, Boolean, Integer, LargeBinary, TypeEngi
 
 from app.store.base import Document, UtcDateTime, in_utc, text_to_time, time_to_text
 from app.store.session import fetch
+
+# So many rows of the widest table have fewer parameters than SQLite takes, which are 32,766.
+MOST_ROWS = 256
 
 
 def dumps(value: Any) -> str | None:
@@ -107,30 +111,35 @@ class Columns:
         """The column names, as SQL lists them."""
         return ", ".join(self.names)
 
-    def unnest(self, first: int = 1, *, alias: str = "incoming") -> str:
-        """The rows as PostgreSQL sees them, from array parameters `$first` on."""
-        arrays = ", ".join(f"${first + i}::{name}[]" for i, name in enumerate(self._arrays))
-        return f"unnest({arrays}) AS {alias} ({self.listed})"
+    @property
+    def unnested(self) -> str:
+        """The rows as PostgreSQL sees them, `incoming`: from array parameters, one a column."""
+        arrays = ", ".join(f"${i}::{name}[]" for i, name in enumerate(self._arrays, 1))
+        return f"unnest({arrays}) AS incoming ({self.listed})"
 
-    def selected(self, alias: str = "incoming") -> str:
-        """The columns of `unnest`, documents turned from text into jsonb."""
+    @property
+    def selected(self) -> str:
+        """The columns of `incoming` rows, documents turned from text into jsonb."""
         return ", ".join(
-            f"{alias}.{name}::jsonb" if document else f"{alias}.{name}"
+            f"incoming.{name}::jsonb" if document else f"incoming.{name}"
             for name, document in zip(self.names, self._documents, strict=True)
         )
 
     def arrays(self, rows: Iterable[Sequence[Any]]) -> list[list[Any] | None]:
-        """Turn rows into one array per column, as PostgreSQL takes them."""
-        columns: list[Any] = [list(c) for c in zip(*rows, strict=True)] or [None] * len(self.names)
+        """Turn rows, at least one, into one array per column, as PostgreSQL takes them."""
+        columns: list[Any] = [list(c) for c in zip(*rows, strict=True)]
         for i, write in self._writers[False]:
             columns[i] = [write(value) for value in columns[i]]
         # `unnest` fills up shorter arrays with nulls, and most columns of most events are
         # null: the driver looks at each element, so what is not sent costs nothing.
         return [None if column.count(None) == len(column) else column for column in columns]
 
-    def tuples(self, rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
-        """Turn rows into tuples, as SQLite takes them."""
-        return [_converted(row, self._writers[True]) for row in rows]
+    def tuples(
+        self, rows: Iterable[Sequence[Any]], *, is_postgresql: bool = False
+    ) -> list[tuple[Any, ...]]:
+        """Turn rows into tuples, as SQLite takes them, or PostgreSQL as rows of a type."""
+        writers = self._writers[not is_postgresql]
+        return [_converted(row, writers) for row in rows]
 
     def read(self, row: Sequence[Any], *, is_postgresql: bool) -> tuple[Any, ...]:
         """Turn one row of a driver's answer into Python values."""
@@ -140,30 +149,68 @@ class Columns:
 def _converted(
     row: Sequence[Any], converters: Sequence[tuple[int, Callable[[Any], Any]]]
 ) -> tuple[Any, ...]:
+    if not converters:
+        return tuple(row)
     values = list(row)
     for i, convert in converters:
         values[i] = convert(values[i])
     return tuple(values)
 
 
+class RowsOfSqlite:
+    """One statement of SQLite for many rows: `head VALUES (…), (…) tail`.
+
+    Several rows in one step take the place of many: between two steps, other threads run. The
+    numbers of rows are powers of two, so that few texts are prepared.
+    """
+
+    def __init__(self, head: str, row: str, tail: str = "") -> None:
+        self._head, self._row, self._tail = head, row, tail
+        self._texts: dict[int, str] = {}
+
+    async def run(self, connection: AsyncConnection, rows: Sequence[Sequence[Any]]) -> None:
+        """Insert `rows`, in their order."""
+        start = 0
+        while start < len(rows):
+            size = min(MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
+            values = tuple(chain.from_iterable(rows[start : start + size]))
+            await connection.exec_driver_sql(self.text(size), values)
+            start += size
+
+    def text(self, size: int) -> str:
+        """Write the statement for so many rows."""
+        text = self._texts.get(size)
+        if text is None:
+            listed = ", ".join([self._row] * size)
+            text = self._texts[size] = f"{self._head} VALUES {listed} {self._tail}"
+        return text
+
+
 class Insert:
     """Insert rows; those that a unique key refuses are left out if `lenient`."""
 
     def __init__(self, columns: Columns, *, lenient: bool = False) -> None:
-        conflict = " ON CONFLICT DO NOTHING" if lenient else ""
+        self._conflict = " ON CONFLICT DO NOTHING" if lenient else ""
         marks = ", ".join("?" for _ in columns.names)
         self.columns = columns
-        self.postgresql = (
+        self.postgresql = self.text(columns.unnested)
+        head = f"INSERT INTO {columns.table} ({columns.listed})"
+        self._sqlite = RowsOfSqlite(head, f"({marks})", self._conflict)
+        self.one_of_sqlite = f"{head} VALUES ({marks}){self._conflict}"
+
+    def text(self, incoming: str) -> str:
+        """Write the statement for PostgreSQL; `incoming` is where the rows come from."""
+        columns = self.columns
+        return (
             f"INSERT INTO {columns.table} ({columns.listed}) "
-            f"SELECT {columns.selected()} FROM {columns.unnest()}{conflict}"
+            f"SELECT {columns.selected} FROM {incoming}{self._conflict}"
         )
-        self.sqlite = f"INSERT INTO {columns.table} ({columns.listed}) VALUES ({marks}){conflict}"
 
     async def run(self, connection: AsyncConnection, rows: Sequence[Sequence[Any]]) -> None:
         """Insert `rows`, in their order; none is fine."""
         if not rows:
             return
         if connection.dialect.name == "sqlite":
-            await connection.exec_driver_sql(self.sqlite, self.columns.tuples(rows))
+            await self._sqlite.run(connection, self.columns.tuples(rows))
         else:
             await fetch(connection, self.postgresql, self.columns.arrays(rows))

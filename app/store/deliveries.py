@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.store.bulk import Columns
+from app.store.bulk import Columns, RowsOfSqlite
 from app.store.dialects import SQLITE_LATER, SQLITE_NOW, hexes, is_postgresql, seconds
 from app.store.ids import new_id
 from app.store.models import AttemptRow, AuditRow, DeliveryRow, EnvelopeRow, EventRow
@@ -57,18 +57,26 @@ _attempts = AttemptRow.__table__
 _audit = AuditRow.__table__
 
 
-_OWED = Columns(
+OWED = Columns(
     _deliveries,  # type: ignore[arg-type]
     ["id", "event_id", "callback", "account", "envelope_id", "sequence"],
 )
-_ENQUEUE_POSTGRESQL = (
-    f"INSERT INTO deliveries ({_OWED.listed}, due_at, created_at) "
-    f"SELECT {_OWED.selected()}, statement_timestamp(), statement_timestamp() "
-    f"FROM {_OWED.unnest()} ON CONFLICT DO NOTHING"
-)
-_ENQUEUE_SQLITE = (
-    f"INSERT INTO deliveries ({_OWED.listed}, due_at, created_at) "
-    f"VALUES (?, ?, ?, ?, ?, ?, {SQLITE_NOW}, {SQLITE_NOW}) ON CONFLICT DO NOTHING"
+
+
+def enqueuing(incoming: str) -> str:
+    """Write the statement for PostgreSQL; `incoming` is where rows of `OWED` come from."""
+    return (
+        f"INSERT INTO deliveries ({OWED.listed}, due_at, created_at) "
+        f"SELECT {OWED.selected}, statement_timestamp(), statement_timestamp() "
+        f"FROM {incoming} ON CONFLICT DO NOTHING"
+    )
+
+
+_ENQUEUE_POSTGRESQL = enqueuing(OWED.unnested)
+SQLITE_ENQUEUE = RowsOfSqlite(
+    f"INSERT INTO deliveries ({OWED.listed}, due_at, created_at)",
+    f"(?, ?, ?, ?, ?, ?, {SQLITE_NOW}, {SQLITE_NOW})",
+    "ON CONFLICT DO NOTHING",
 )
 
 
@@ -76,11 +84,16 @@ async def enqueue(connection: AsyncConnection, rows: Sequence[Owed]) -> None:
     """Owe events to callbacks, due now; what is owed already stays as it is."""
     if not rows:
         return
-    owed = [(new_id(), *row) for row in rows]
+    owed = numbered(rows)
     if is_postgresql(connection):
-        await fetch(connection, _ENQUEUE_POSTGRESQL, _OWED.arrays(owed))
+        await fetch(connection, _ENQUEUE_POSTGRESQL, OWED.arrays(owed))
     else:
-        await connection.exec_driver_sql(_ENQUEUE_SQLITE, _OWED.tuples(owed))
+        await SQLITE_ENQUEUE.run(connection, OWED.tuples(owed))
+
+
+def numbered(rows: Iterable[Owed]) -> list[tuple[Any, ...]]:
+    """Give each delivery its id, as the columns of `OWED` have it."""
+    return [(new_id(), *row) for row in rows]
 
 
 # The next of an envelope; a replay has the same place in the order as what it repeats.
@@ -230,12 +243,12 @@ _SHOWN = (
 
 
 # The smallest index that holds all of a state, in the order of the list.
-_ANY, _OWED_YET = "true", "d.due_at IS NOT NULL"
+_ANY, OWED_YET = "true", "d.due_at IS NOT NULL"
 _REACHES: Mapping[str | None, str] = {
     None: _ANY,
     DONE: _ANY,
-    PENDING: _OWED_YET,
-    RUNNING: _OWED_YET,
+    PENDING: OWED_YET,
+    RUNNING: OWED_YET,
     # Written out, not sent as values: a plan made once and for all must know them. The second
     # half is what the index says of itself, which SQLite does not infer from the first.
     **{

@@ -46,7 +46,6 @@ class Server:
 
     version: str
     promises: tuple[Promise, ...]
-    is_standby: bool = False
 
 
 async def inspect(database: Database) -> Server:
@@ -62,12 +61,23 @@ async def inspect(database: Database) -> Server:
             version = await connection.exec_driver_sql("SELECT sqlite_version()")
             return Server(f"SQLite {version.scalar()}", judge(values, is_postgresql=False))
         version = await connection.exec_driver_sql("SHOW server_version")
-        standby = await connection.exec_driver_sql("SELECT pg_is_in_recovery()")
-        return Server(
-            f"PostgreSQL {version.scalar()}",
-            judge(values, is_postgresql=True),
-            is_standby=bool(standby.scalar()),
+        return Server(f"PostgreSQL {version.scalar()}", judge(values, is_postgresql=True))
+
+
+async def timeline_of(database: Database) -> str | None:
+    """Name the timeline of the server, which changes when another one takes its place.
+
+    None if there is none to be told, as on SQLite.
+    """
+    if not database.is_postgresql:
+        return None
+    async with database.begin(limit=_LIMIT, is_reading=True) as connection:
+        answer = await connection.exec_driver_sql(
+            "SELECT CASE WHEN NOT pg_is_in_recovery() "
+            "THEN left(pg_walfile_name(pg_current_wal_lsn()), 8) END"
         )
+        name: str | None = answer.scalar()
+    return name
 
 
 def judge(values: Mapping[str, str], *, is_postgresql: bool) -> tuple[Promise, ...]:

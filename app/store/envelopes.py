@@ -1,7 +1,7 @@
 """Envelope rows: locked together, projected elsewhere, written back together."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -11,51 +11,61 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.errors import AppError
 from app.events.lifecycle import Envelope
 from app.events.payload import Party
-from app.store.bulk import Columns, dumps
+from app.store.bulk import Columns, RowsOfSqlite, dumps
 from app.store.models import EnvelopeRow
 from app.store.session import fetch
 
 # (account, envelope id)
 EnvelopeKey = tuple[str, str]
 
-_DECIDED = tuple(field.name for field in fields(Envelope))
+_DECIDED = tuple(each.name for each in fields(Envelope))
 _PARTIES = _DECIDED.index("parties")
-_PARTY = tuple(field.name for field in fields(Party))
+_PARTY = tuple(each.name for each in fields(Party))
 _decided = attrgetter(*_DECIDED)
 _party = attrgetter(*_PARTY)
 _OWN = ("account", "id", "version", "sequence", "first_seen_at", "updated_at", "erased_at")
-_COLUMNS = Columns(EnvelopeRow.__table__, [*_OWN, *_DECIDED])  # type: ignore[arg-type]
+COLUMNS = Columns(EnvelopeRow.__table__, [*_OWN, *_DECIDED])  # type: ignore[arg-type]
 _CHANGED = (*_OWN[2:4], "updated_at", *_DECIDED)
 
-_LISTED = ", ".join(f"e.{name}" for name in _COLUMNS.names)
+LISTED = ", ".join(f"e.{name}" for name in COLUMNS.names)
 _POSTGRESQL_WAIT = (
-    f"SELECT {_LISTED} FROM envelopes e "
+    f"SELECT {LISTED} FROM envelopes e "
     "JOIN unnest($1::text[], $2::text[]) AS wanted (account, id) "
     "ON e.account = wanted.account AND e.id = wanted.id "
     "ORDER BY e.account, e.id FOR UPDATE OF e"
 )
 _POSTGRESQL_LOCK = f"{_POSTGRESQL_WAIT} SKIP LOCKED"
 _SQLITE_LOCK = (
-    f"SELECT {_LISTED} FROM envelopes e "
+    f"SELECT {LISTED} FROM envelopes e "
     "WHERE (e.account, e.id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))"
 )
-_POSTGRESQL_INSERT = (
-    f"INSERT INTO envelopes ({_COLUMNS.listed}) SELECT {_COLUMNS.selected()} "
-    f"FROM {_COLUMNS.unnest()} ON CONFLICT DO NOTHING RETURNING account, id"
-)
-_POSTGRESQL_UPDATE = (
-    "UPDATE envelopes e SET "
-    + ", ".join(
-        f"{name} = {value}"
-        for name, value in zip(_COLUMNS.names, _COLUMNS.selected().split(", "), strict=True)
-        if name in _CHANGED
+
+
+def inserting(incoming: str) -> str:
+    """Write the statement that makes rows, for PostgreSQL; `incoming` is where they come from."""
+    return (
+        f"INSERT INTO envelopes ({COLUMNS.listed}) SELECT {COLUMNS.selected} "
+        f"FROM {incoming} ON CONFLICT DO NOTHING RETURNING account, id"
     )
-    + f" FROM {_COLUMNS.unnest()} WHERE e.account = incoming.account AND e.id = incoming.id"
-)
-_SQLITE_WRITE = (
-    f"INSERT INTO envelopes ({_COLUMNS.listed}) "
-    f"VALUES ({', '.join('?' for _ in _COLUMNS.names)}) ON CONFLICT (account, id) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in _CHANGED)
+
+
+def updating(incoming: str) -> str:
+    """Write the statement that changes rows, likewise."""
+    pairs = zip(COLUMNS.names, COLUMNS.selected.split(", "), strict=True)
+    changes = ", ".join(f"{name} = {value}" for name, value in pairs if name in _CHANGED)
+    return (
+        f"UPDATE envelopes e SET {changes} FROM {incoming} "
+        "WHERE e.account = incoming.account AND e.id = incoming.id"
+    )
+
+
+_POSTGRESQL_INSERT = inserting(COLUMNS.unnested)
+_POSTGRESQL_UPDATE = updating(COLUMNS.unnested)
+SQLITE_WRITE = RowsOfSqlite(
+    f"INSERT INTO envelopes ({COLUMNS.listed})",
+    f"({', '.join('?' for _ in COLUMNS.names)})",
+    "ON CONFLICT (account, id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _CHANGED),
 )
 
 
@@ -69,7 +79,11 @@ class EnvelopesBusy(AppError):
 
 @dataclass(slots=True)
 class Held:
-    """One envelope row, locked by this transaction, or about to be made by it."""
+    """One envelope row as it was read, and as it is to be written.
+
+    Nobody else changes it meanwhile: it is locked, or is written only if its version is still
+    the one that was read.
+    """
 
     key: EnvelopeKey
     envelope: Envelope
@@ -81,6 +95,10 @@ class Held:
     erased_at: datetime | None = None
     is_new: bool = False
     is_changed: bool = False
+    version_read: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.version_read = self.version
 
 
 async def lock(connection: AsyncConnection, keys: Iterable[EnvelopeKey]) -> dict[EnvelopeKey, Held]:
@@ -105,7 +123,12 @@ async def _lock(
         rows = await fetch(connection, on_postgresql, arrays)
     else:
         rows = await fetch(connection, _SQLITE_LOCK, [dumps(wanted)])
-    held = [_held(_COLUMNS.read(row, is_postgresql=is_postgresql)) for row in rows]
+    return by_key(rows, is_postgresql=is_postgresql)
+
+
+def by_key(rows: Iterable[Sequence[Any]], *, is_postgresql: bool) -> dict[EnvelopeKey, Held]:
+    """Make of rows, with the columns of `LISTED`, what can be projected."""
+    held = [_held(COLUMNS.read(row, is_postgresql=is_postgresql)) for row in rows]
     return {each.key: each for each in held}
 
 
@@ -139,20 +162,30 @@ async def write(connection: AsyncConnection, held: Iterable[Held]) -> None:
     changed = sorted((h for h in held if h.is_changed), key=lambda h: h.key)
     if connection.dialect.name == "sqlite":
         if changed:
-            rows = _COLUMNS.tuples(_row(h) for h in changed)
-            await connection.exec_driver_sql(_SQLITE_WRITE, rows)
+            await SQLITE_WRITE.run(connection, tuples(changed))
         return
     await _insert(connection, [h for h in changed if h.is_new])
     if known := [h for h in changed if not h.is_new]:
-        await fetch(connection, _POSTGRESQL_UPDATE, _COLUMNS.arrays(_row(h) for h in known))
+        await fetch(connection, _POSTGRESQL_UPDATE, COLUMNS.arrays(map(_row, known)))
 
 
 async def _insert(connection: AsyncConnection, new: Sequence[Held]) -> None:
     if not new:
         return
-    rows = await fetch(connection, _POSTGRESQL_INSERT, _COLUMNS.arrays(_row(h) for h in new))
+    rows = await fetch(connection, _POSTGRESQL_INSERT, COLUMNS.arrays(map(_row, new)))
     if len(rows) != len(new):
         raise EnvelopesBusy({h.key for h in new} - {(row[0], row[1]) for row in rows})
+
+
+def tuples(held: Iterable[Held]) -> list[tuple[Any, ...]]:
+    """Give rows of `COLUMNS` as SQLite takes them."""
+    return COLUMNS.tuples(map(_row, held))
+
+
+def rows(held: Iterable[Held]) -> list[tuple[Any, ...]]:
+    """Give rows of `COLUMNS` as PostgreSQL takes them, each with the version that was read."""
+    guarded = ((*_row(each), each.version_read) for each in held)
+    return COLUMNS.tuples(guarded, is_postgresql=True)
 
 
 def _row(held: Held) -> tuple[Any, ...]:

@@ -39,12 +39,12 @@ COLUMNS = Columns(
         "key_label",
     ],
 )
-_BODIES = Columns(BodyRow.__table__, ["event_id", "body"])  # type: ignore[arg-type]
-_IDENTITIES = Columns(IdentityRow.__table__, ["account", "key", "event_id"])  # type: ignore[arg-type]
+BODIES = Columns(BodyRow.__table__, ["event_id", "body"])  # type: ignore[arg-type]
+IDENTITIES = Columns(IdentityRow.__table__, ["account", "key", "event_id"])  # type: ignore[arg-type]
 
-_insert_events = Insert(COLUMNS)
-_insert_bodies = Insert(_BODIES)
-_insert_identities = Insert(_IDENTITIES, lenient=True)
+INSERT = Insert(COLUMNS)
+INSERT_BODIES = Insert(BODIES)
+CLAIM = Insert(IDENTITIES, lenient=True)
 
 _KNOWN = (
     "SELECT i.account, i.key, e.id, e.type, e.envelope_id, e.core_status, e.core_reason, e.content "
@@ -67,10 +67,10 @@ async def claim(connection: AsyncConnection, wanted: Mapping[Claim, UUID]) -> di
     rows = [(*key, wanted[key]) for key in sorted(wanted)]
     if connection.dialect.name == "sqlite":
         known = await read_known(connection, wanted)
-        await _insert_identities.run(connection, [row for row in rows if row[:2] not in known])
+        await CLAIM.run(connection, [row for row in rows if row[:2] not in known])
         return known
-    statement = _insert_identities.postgresql + " RETURNING 1"
-    claimed = await fetch(connection, statement, _IDENTITIES.arrays(rows))
+    statement = CLAIM.postgresql + " RETURNING 1"
+    claimed = await fetch(connection, statement, IDENTITIES.arrays(rows))
     if len(claimed) == len(rows):
         return {}
     # Read after the wait: a statement of its own sees what was committed meanwhile. It
@@ -121,8 +121,8 @@ async def add(
     bodies: Sequence[tuple[UUID, bytes]],
 ) -> None:
     """Insert events, as `COLUMNS` orders them, and their bytes."""
-    await _insert_events.run(connection, rows)
-    await _insert_bodies.run(connection, bodies)
+    await INSERT.run(connection, rows)
+    await INSERT_BODIES.run(connection, bodies)
 
 
 async def count_copies(

@@ -1,24 +1,31 @@
 """Connections: one engine per loop, and a transaction that cannot outlive its deadline."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from app.errors import ConfigError
+from app.store.file_writer import FileWriter
+
+T = TypeVar("T")
 
 # SQLSTATE classes that blame the data: 22 data, 23 integrity, 54 program limits.
 _DATA_CLASSES = ("22", "23", "54")
+
+# Classes that blame what a statement names: 42 what is not there or of another type, XX what
+# is remembered and is not there.
+_SCHEMA_CLASSES = ("42", "XX")
 
 DEFAULT_SCHEMA = "atlas_receiver"
 
@@ -51,6 +58,14 @@ _DSN_PARAMETERS = {
     "target_session_attrs",
     "user",
 }
+
+
+class TakesNoWrites(OSError):  # as good as not there
+    """The server answers and would refuse to write: it is a standby, or was set so."""
+
+
+# So long the server may take to close a connection that we leave.
+_GOODBYE = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +117,10 @@ class DatabaseAddress:
         parts = urlsplit(self.url)
         given = {_SPELLINGS.get(name, name): value for name, value in parse_qsl(parts.query)}
         known = {name: value for name, value in given.items() if name in _DSN_PARAMETERS}
+        if not self.pgbouncer:
+            # Nothing is ever decided by what a standby says, which may be behind. After a
+            # fail-over the old address may lead to one, and a pool would keep to it.
+            known.setdefault("target_session_attrs", "read-write")
         query = urlencode({"application_name": "atlas-receiver", **known}, quote_via=quote)
         return urlunsplit(("postgresql", parts.netloc, parts.path, query, ""))
 
@@ -134,6 +153,7 @@ class Database:
             else sqlite_engine(address, limits=self.limits)
         )
         self._turn = asyncio.Lock()
+        self.size = size
         self._writing = self._reading = self.engine
         if self.is_postgresql:
             # The driver's own transaction is used: SQLAlchemy would begin one only with a
@@ -142,6 +162,19 @@ class Database:
             self._reading = self._writing
         else:
             self._reading = self.engine.execution_options(is_reading=True)
+            self.writer = FileWriter(sqlite_writer(address, limits=self.limits))
+
+    async def run(self, work: Callable[[Any], Coroutine[Any, Any, T]], *, limit: timedelta) -> T:
+        """Run one transaction, on a file as quickly as it can be; raises as `begin` does.
+
+        `work` awaits nothing but its statements. On a file it may still commit after `limit`.
+        """
+        if self.is_postgresql:
+            async with self.begin(limit=limit) as connection:
+                return await work(connection)
+        end = asyncio.get_running_loop().time() + limit.total_seconds()
+        async with self._in_turn(end), asyncio.timeout_at(end):
+            return await self.writer.run(work)
 
     @property
     def splits(self) -> bool:
@@ -163,14 +196,13 @@ class Database:
         end = asyncio.get_running_loop().time() + limit.total_seconds()
         is_queueing = not (self.is_postgresql or is_reading)
         async with self._in_turn(end) if is_queueing else nullcontext():
-            async with asyncio.timeout_at(end):
-                connection = await engine.connect()
+            connection = await self.connect(end, engine)
             try:
                 if not self.is_postgresql:
                     async with _transact_on_sqlite(connection, end):
                         yield connection
                 else:
-                    async with self._transact(connection, end, is_split=is_split and self.splits):
+                    async with self.transact(connection, end, is_split=is_split and self.splits):
                         yield connection
             finally:
                 await asyncio.shield(connection.close())
@@ -189,14 +221,16 @@ class Database:
         finally:
             self._turn.release()
 
+    async def connect(self, end: float, engine: AsyncEngine | None = None) -> AsyncConnection:
+        """Take a connection from the pool, for writing if nothing else is said, until `end`."""
+        async with asyncio.timeout_at(end):
+            return await (engine or self._writing).connect()
+
     @asynccontextmanager
-    async def _transact(
-        self,
-        connection: AsyncConnection,
-        end: float,
-        *,
-        is_split: bool = False,
+    async def transact(
+        self, connection: AsyncConnection, end: float, *, is_split: bool = False
     ) -> AsyncIterator[None]:
+        """Run a transaction of PostgreSQL, or none if `is_split`; its socket closes at `end`."""
         assert connection.sync_connection is not None  # it was just checked out
         driver: Any = connection.sync_connection.connection.driver_connection
         connection.info["driver"] = driver
@@ -214,14 +248,71 @@ class Database:
                 await connection.invalidate()
 
     async def ping(self, *, limit: timedelta = timedelta(seconds=2)) -> None:
-        """Prove that the database answers."""
+        """Prove that the database answers, and that it would take a write."""
+        question = "SHOW transaction_read_only" if self.is_postgresql else "SELECT 1"
         async with self.begin(limit=limit, is_reading=True) as connection:
-            await connection.exec_driver_sql("SELECT 1")
+            answer = (await connection.exec_driver_sql(question)).scalar()
+        if answer == "on":
+            raise TakesNoWrites
 
     async def close(self) -> None:
         """Close every connection; another loop may open new ones."""
+        if not self.is_postgresql:
+            await self.writer.close()
         await self.engine.dispose()
         self._turn = asyncio.Lock()
+
+
+class KeptConnections:
+    """Connections that stay checked out, for somebody who writes again and again.
+
+    To take one from the pool and to give it back costs more than a statement. What is written
+    commits statement by statement, as with `is_split`; for databases that can do that.
+    """
+
+    def __init__(self, database: Database, *, most: int) -> None:
+        self._database = database
+        self._most = most
+        self._idle: list[AsyncConnection] = []
+
+    @asynccontextmanager
+    async def begin(self, *, limit: timedelta) -> AsyncIterator[AsyncConnection]:
+        """Give a connection that is cut off after `limit`; raises as `Database.begin`."""
+        end = asyncio.get_running_loop().time() + limit.total_seconds()
+        connection = await self._take(end)
+        is_fine = False
+        try:
+            async with self._database.transact(connection, end, is_split=True):
+                yield connection
+            is_fine = True
+        except DatabaseError as error:
+            # What the driver has learned of row types may be of a schema that is gone, such
+            # as one that was restored; it learns anew only on another connection.
+            if (sqlstate(error) or "").startswith(_SCHEMA_CLASSES):
+                await connection.invalidate()
+            raise
+        finally:
+            # One that was cut off at the last moment is fine, and of no use any more.
+            is_of_use = is_fine and not connection.invalidated
+            if is_of_use and len(self._idle) < self._most:
+                self._idle.append(connection)
+            else:
+                await asyncio.shield(connection.close())
+
+    async def _take(self, end: float) -> AsyncConnection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.info["driver"].is_closed():
+                return connection
+            # The server has ended it meanwhile; the pool must not give it to anybody.
+            await connection.invalidate()
+            await connection.close()
+        return await self._database.connect(end)
+
+    async def close(self) -> None:
+        """Give all back to the pool."""
+        while self._idle:
+            await asyncio.shield(self._idle.pop().close())
 
 
 @asynccontextmanager
@@ -285,6 +376,22 @@ def sqlstate(error: BaseException) -> str | None:
     return code if isinstance(code, str) else None
 
 
+def takes_no_writes(error: BaseException) -> bool:
+    """True if the server was found, and is one that only reads."""
+    cause: BaseException | None = error
+    # SQLAlchemy wraps what the driver raises twice.
+    while cause is not None:
+        if isinstance(cause, TakesNoWrites | asyncpg.TargetServerAttributeNotMatched):
+            return True
+        cause = cause.__cause__
+    return sqlstate(error) == "25006"
+
+
+def is_pooler(error: BaseException) -> bool:
+    """True if what answers refuses settings of a session, as a transaction pooler does."""
+    return sqlstate(error) == "08P01"
+
+
 def blames_data(error: BaseException) -> bool:
     """True if the database, or its driver, refused a value rather than the transaction."""
     code = sqlstate(error)
@@ -340,9 +447,18 @@ def postgresql_engine(
             "prepared_statement_name_func": str,
         }
         options = {"poolclass": NullPool}
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://", connect_args=arguments, hide_parameters=True, **options
     )
+    event.listen(engine.sync_engine, "checkout", _refuse_what_is_closed)
+    return engine
+
+
+def _refuse_what_is_closed(connection: Any, *_: object) -> None:
+    # When a server restarts, the driver hears of it on every connection of the pool. Without
+    # this, each of them would first fail somebody.
+    if connection.driver_connection.is_closed():
+        raise InvalidatePoolError
 
 
 def session_settings(schema: str, limits: Limits) -> dict[str, str]:
@@ -381,9 +497,20 @@ def _connector(
     dsn = address.dsn
 
     async def connect(**_: Any) -> asyncpg.Connection:
-        return await asyncpg.connect(dsn, timeout=limits.connect.total_seconds(), **options)
+        return await asyncpg.connect(
+            dsn, timeout=limits.connect.total_seconds(), connection_class=_Leaving, **options
+        )
 
     return connect
+
+
+class _Leaving(asyncpg.Connection):
+    """A connection that says goodbye, and leaves: a frozen server never answers that."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  # the driver's name
+        """Close it, in the end without the server; raises nothing for that."""
+        with suppress(TimeoutError):
+            await super().close(timeout=timeout or _GOODBYE.total_seconds())
 
 
 def set_locally(settings: dict[str, str]) -> str:
@@ -401,32 +528,58 @@ def sqlite_engine(
     wait: timedelta | None = None,
 ) -> AsyncEngine:
     """Make a pool on the file; connections that are `shared` may be closed by any thread."""
-    path = address.sqlite_path
     # Under WAL readers do not wait; writers take turns on the file's own lock.
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
-        connect_args={
-            "timeout": limits.sqlite_lock.total_seconds(),
-            "isolation_level": None,
-            "check_same_thread": not is_shared,
-        },
+        f"sqlite+aiosqlite:///{address.sqlite_path}",
+        connect_args=_sqlite_arguments(limits, is_shared=is_shared),
         hide_parameters=True,
         pool_size=size,
         max_overflow=0,
         pool_timeout=(wait or limits.statement).total_seconds(),
+        pool_use_lifo=True,
     )
-    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-    event.listen(engine.sync_engine, "begin", _begin_immediate)
+    _listen_on_sqlite(engine.sync_engine)
     return engine
 
 
-def _prepare_sqlite(connection: Any, _: Any) -> None:
+def sqlite_writer(address: DatabaseAddress, *, limits: Limits) -> Engine:
+    """Make one connection to the file, for a thread that writes."""
+    engine = create_engine(
+        f"sqlite:///{address.sqlite_path}",
+        connect_args=_sqlite_arguments(limits, is_shared=True),
+        hide_parameters=True,
+        poolclass=StaticPool,
+    )
+    _listen_on_sqlite(engine)
+    return engine
+
+
+def _sqlite_arguments(limits: Limits, *, is_shared: bool) -> dict[str, Any]:
+    return {
+        "timeout": limits.sqlite_lock.total_seconds(),
+        "isolation_level": None,
+        "check_same_thread": not is_shared,
+    }
+
+
+def _listen_on_sqlite(engine: Engine) -> None:
+    event.listen(engine, "connect", prepare_sqlite)
+    event.listen(engine, "begin", _begin_immediate)
+
+
+def prepare_sqlite(connection: Any, _: Any) -> None:
+    """Set up a connection to a file as this service wants it."""
     cursor = connection.cursor()
     for pragma in (
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",
         "journal_size_limit=67108864",
+        # Sixteen megabytes: what is written again and again is not read again each time.
+        "cache_size=-16384",
+        # Pages are copied back into the file once for 32 MB of writes, instead of once for 4:
+        # most of them have been written again and again by then.
+        "wal_autocheckpoint=8000",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

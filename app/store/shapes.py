@@ -62,9 +62,8 @@ async def add(connection: AsyncConnection, fresh: Sequence[Fresh]) -> set[Known]
         return {Known(*row) for row in await fetch(connection, statement, _COLUMNS.arrays(fresh))}
     added = set()
     for row in _COLUMNS.tuples(fresh):
-        added |= {
-            Known(*each) for each in await fetch(connection, _insert.sqlite + _RETURNING, row)
-        }
+        said = await fetch(connection, _insert.one_of_sqlite + _RETURNING, row)
+        added |= {Known(*each) for each in said}
     return added
 
 

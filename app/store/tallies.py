@@ -66,7 +66,7 @@ _ROW = Columns(
 )
 _KEY = "at, account, name, label"
 _ADD_POSTGRESQL = (
-    f"INSERT INTO tallies ({_ROW.listed}) SELECT {_ROW.selected()} FROM {_ROW.unnest()} "
+    f"INSERT INTO tallies ({_ROW.listed}) SELECT {_ROW.selected} FROM {_ROW.unnested} "
     f"ON CONFLICT ({_KEY}) DO UPDATE SET count = tallies.count + excluded.count"
 )
 _ADD_SQLITE = (

@@ -6,19 +6,17 @@ it writes is written over.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
-from typing import Any
 from uuid import UUID
 
 from app.errors import NotFound
 from app.events.lifecycle import Effect
-from app.store import callbacks, deliveries, envelopes, events, rebuilding
+from app.store import deliveries, envelopes, own_events, rebuilding
 from app.store.envelopes import EnvelopeKey, Held
-from app.store.ids import new_id
+from app.store.own_events import OwnEvent
 from app.store.rebuilding import Live
 from app.store.session import Connection, Database
 from app.telemetry import get_logger
@@ -202,47 +200,34 @@ class _Run:
 
 async def _write(connection: Connection, held: Held, compared: Compared, *, actor: str) -> UUID:
     """Let a row say what its events make of it, and tell so by an event of our own."""
-    event_id, now = new_id(), datetime.now(UTC)
     was, held.envelope = held.envelope.status, compared.envelope
     held.version += 1
     held.sequence += 1
-    held.updated_at, held.is_changed = now, True
+    held.updated_at, held.is_changed = datetime.now(UTC), True
     said = {
         "columns": [each.column for each in compared.differences],
         "was": was,
         "status": held.envelope.status,
     }
     account, envelope_id = held.key
+    raised = OwnEvent(
+        REBUILT,
+        account,
+        envelope_id,
+        said,
+        effect=Effect.APPLIED,
+        sequence=held.sequence,
+        status=held.envelope.status,
+        version=held.version,
+        at=held.updated_at,
+    )
     await envelopes.write(connection, [held])
-    body = {"event": REBUILT, "event_id": str(event_id), "envelope_id": envelope_id, **said}
-    await events.add(connection, [_row(event_id, held)], [(event_id, json.dumps(body).encode())])
-    owed = [
-        (event_id, each.name, account, envelope_id, held.sequence)
-        for each in await callbacks.read(connection)
-        if each.wants(REBUILT, account)
-    ]
-    await deliveries.enqueue(connection, owed)
+    await own_events.add(connection, [raised])
     await deliveries.audit(
         connection,
         actor=actor,
         action="envelope.rebuilt",
         subject=f"envelope:{envelope_id}",
-        details={"account": account, "event_id": str(event_id), **said},
+        details={"account": account, "event_id": str(raised.id), **said},
     )
-    return event_id
-
-
-def _row(event_id: UUID, held: Held) -> tuple[Any, ...]:
-    said = {
-        "id": event_id,
-        "account": held.key[0],
-        "envelope_id": held.key[1],
-        "type": REBUILT,
-        "occurred_at": held.updated_at,
-        "received_at": held.updated_at,
-        "sequence": held.sequence,
-        "effect": Effect.APPLIED.value,
-        "status": held.envelope.status,
-        "version": held.version,
-    }
-    return tuple(said.get(name) for name in events.COLUMNS.names)
+    return raised.id

@@ -5,19 +5,14 @@ its webhooks may have been lost, and without this nobody would know.
 """
 
 import asyncio
-import json
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
 from uuid import UUID
 
-from app.events.lifecycle import Effect
-from app.store import callbacks, deliveries, events, expectations
-from app.store.callbacks import Subscription
-from app.store.deliveries import Owed
+from app.store import expectations, own_events
 from app.store.expectations import Expectation
-from app.store.ids import new_id
-from app.store.session import Connection, Database, DatabaseError
+from app.store.own_events import OwnEvent
+from app.store.session import Database, DatabaseError
 from app.telemetry import get_logger
 
 log = get_logger("silence")
@@ -57,12 +52,13 @@ class Silence:
         async with self._database.begin(limit=LIMIT) as connection:
             overdue = await expectations.take_overdue(connection, limit=AT_ONCE)
             silent = [each.expectation for each in overdue if not each.is_seen]
-            raised, owed = await _raise(connection, silent)
+            raised = {each: _silence_of(each) for each in silent}
+            owed = await own_events.add(connection, list(raised.values()))
             for each in overdue:
                 key = (each.expectation.account, each.expectation.envelope_id)
                 await expectations.settle(connection, key, is_silent=not each.is_seen)
-        for event_id, expectation in raised:
-            _tell(event_id, expectation)
+        for expectation, event in raised.items():
+            _tell(event.id, expectation)
         if owed:
             self._on_owed({row[1] for row in owed})
         return len(overdue)
@@ -72,59 +68,13 @@ class Silence:
             return await expectations.is_any_overdue(connection)
 
 
-async def _raise(
-    connection: Connection, silent: Sequence[Expectation]
-) -> tuple[list[tuple[UUID, Expectation]], list[Owed]]:
-    """Raise an event for each of these, and owe it to whoever asks for it."""
-    if not silent:
-        return [], []
-    subscriptions = await callbacks.read(connection)
-    raised = [(new_id(), each) for each in silent]
-    owed = [row for event_id, each in raised for row in _owed(event_id, each, subscriptions)]
-    await events.add(
-        connection,
-        [_row(event_id, each) for event_id, each in raised],
-        [(event_id, _body(event_id, each)) for event_id, each in raised],
-    )
-    await deliveries.enqueue(connection, owed)
-    return raised, owed
-
-
-def _owed(
-    event_id: UUID, expectation: Expectation, subscriptions: Sequence[Subscription]
-) -> list[Owed]:
-    account = expectation.account
-    return [
-        (event_id, each.name, account, expectation.envelope_id, None)
-        for each in subscriptions
-        if each.wants(SILENT, account)
-    ]
-
-
-def _row(event_id: UUID, expectation: Expectation) -> tuple[Any, ...]:
-    now = datetime.now(UTC)
-    # Without a place in the order of its envelope, which nothing is known of.
+def _silence_of(expectation: Expectation) -> OwnEvent:
     said = {
-        "id": event_id,
-        "account": expectation.account,
-        "envelope_id": expectation.envelope_id,
-        "type": SILENT,
-        "occurred_at": now,
-        "received_at": now,
-        "effect": Effect.MILESTONE.value,
-    }
-    return tuple(said.get(name) for name in events.COLUMNS.names)
-
-
-def _body(event_id: UUID, expectation: Expectation) -> bytes:
-    said = {
-        "event": SILENT,
-        "event_id": str(event_id),
-        "envelope_id": expectation.envelope_id,
         "expected_by": expectation.consumer,
         "expected_at": expectation.created_at.isoformat(),
     }
-    return json.dumps(said).encode()
+    # Without a place in the order of its envelope, which nothing is known of.
+    return OwnEvent(SILENT, expectation.account, expectation.envelope_id, said)
 
 
 def _tell(event_id: UUID, expectation: Expectation) -> None:

@@ -21,6 +21,11 @@ class Consumer:
     scopes: frozenset[str]
     accounts: frozenset[str] | None
 
+    @property
+    def actor(self) -> str:
+        """How the audit names this consumer."""
+        return f"api:{self.name}"
+
 
 class Tokens:
     """Recognises a consumer by its token, in a time that does not tell how near a guess is."""

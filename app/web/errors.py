@@ -59,6 +59,7 @@ _MEANINGS = {
     401: "No token of API_TOKENS",
     403: "The token has not the scope",
     404: "There is none, or it belongs to an account that this token may not see",
+    408: "The body did not arrive in time",
     409: "What is there forbids it, or the request fits more than one",
     410: "It was there, and will not come back",
     422: "The request has values that cannot be used",

@@ -4,26 +4,33 @@ After each fault: what was acknowledged is there, once; what was sent again is a
 """
 
 import asyncio
+import os
+import pwd
+import random
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import asyncpg
+import psutil
 import pytest
 from sqlalchemy import event
 
 from app.intake import IntakeLimits
 from app.store.migrations import migrate
+from app.store.session import Database, DatabaseAddress
 from tests.factories import make_body
+from tests.faults.proxy import COMMIT, Cut, proxy
 from tests.postgres import Postgres, replace_database
-from tests.proxy import Trap, proxy
 from tests.replicas import (
     DELIVERIES,
     ENVELOPES,
@@ -38,6 +45,9 @@ from tests.replicas import (
 RECORDED, DUPLICATE = "recorded", "duplicate"
 # Promised are 4.5 s to an answer, and 5 s from the server's return to the first receipt.
 PROMISED, RETURNED = 9, 10
+# As `journal_size_limit` says.
+LOG_CAP = 64 * 1024 * 1024
+KILLS = int(os.environ.get("SQLITE_KILLS", "5"))
 
 
 @pytest.fixture(name="one")
@@ -61,6 +71,14 @@ async def _doomed(fragile: Postgres) -> AsyncIterator[Replica]:
         yield one
         fragile.resume()
         fragile.start()
+
+
+def batched(bodies: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """Give the bodies, so many at a time."""
+    rest = list(bodies)
+    while rest:
+        taken, rest = rest[:size], rest[size:]
+        yield taken
 
 
 async def timed(answer: Awaitable[object]) -> object:
@@ -107,42 +125,58 @@ class Load:
         assert {RECORDED} <= set(self.told.values()) <= {RECORDED, NOT_DURABLE}
         assert self.slowest < PROMISED
         acknowledged = {body for body, answer in self.told.items() if answer == RECORDED}
-        again = await self._one.together(*self.told)
-        for body, answer in zip(self.told, again, strict=True):
-            assert answer == DUPLICATE if body in acknowledged else answer in {DUPLICATE, RECORDED}
+        again: dict[bytes, object] = {}
+        # No more at once than are surely answered in time: each copy is counted by itself.
+        for bodies in batched(self.told, 200):
+            again.update(zip(bodies, await self._one.together(*bodies), strict=True))
+        assert {DUPLICATE} == {again[body] for body in acknowledged}
+        assert {DUPLICATE, RECORDED} >= set(again.values())
         assert len(self.told) == await self._one.count(EVENTS)
         assert len(self.told) == await self._one.count(ENVELOPES)
         assert 2 * len(self.told) == await self._one.count(DELIVERIES)
 
 
+# What carries the commit: the statement that brings the bytes of the event, or, where no
+# statement commits by itself, the word.
+COMMITS = [
+    pytest.param(b'"envelope_id"', "", id="of-one-statement"),
+    pytest.param(COMMIT, "pooled", id="of-a-transaction-behind-a-pooler"),
+]
+
+
 class TestLostReplies:
+    @pytest.mark.parametrize("to, pooled", COMMITS)
     async def test_a_commit_whose_reply_is_lost_is_found_by_the_next_try(
-        self, postgres_url: str
+        self, postgres_url: str, to: bytes, pooled: str
     ) -> None:
-        async with proxy(postgres_url) as (wire, url), replica(url) as one:
+        async with proxy(postgres_url) as (wire, url), replica(url, pgbouncer=bool(pooled)) as one:
             await one.record(make_body())
             body = make_body(event_id="e1")
-            wire.trap = Trap.RESET
+            wire.swallow_reply(to=to, then=Cut.RESET)
 
             assert RECORDED == await timed(one.outcome(body))
 
-            assert 1 == wire.sprung
+            assert 1 == wire.swallowed
             assert DUPLICATE == await one.outcome(body)
             assert 2 == await one.count(EVENTS)
             assert 4 == await one.count(DELIVERIES)
 
+    @pytest.mark.parametrize("to, pooled", COMMITS)
     async def test_a_commit_whose_reply_never_comes_is_not_durable_and_then_a_duplicate(
-        self, postgres_url: str
+        self, postgres_url: str, to: bytes, pooled: str
     ) -> None:
         soon = IntakeLimits(transaction=timedelta(seconds=1))
-        async with proxy(postgres_url) as (wire, url), replica(url, limits=soon) as one:
+        async with (
+            proxy(postgres_url) as (wire, url),
+            replica(url, pgbouncer=bool(pooled), limits=soon) as one,
+        ):
             await one.record(make_body())
             body = make_body(event_id="e1")
-            wire.trap = Trap.STALL
+            wire.swallow_reply(to=to, then=Cut.SILENCE)
 
             assert NOT_DURABLE == await timed(one.outcome(body))
 
-            assert 1 == wire.sprung
+            assert 1 == wire.swallowed
             assert DUPLICATE == await timed(one.outcome(body))
             assert 2 == await one.count(EVENTS)
 
@@ -203,6 +237,28 @@ class TestConnections:
         await recovers(one)
         await load.check()
 
+    async def test_that_were_all_ended_cost_no_sender_a_try(
+        self, one: Replica, postgres: Postgres
+    ) -> None:
+        """As after a restart: what the driver knows to be closed is given to nobody."""
+        async with AsyncExitStack() as held:
+            begin = one.database.begin
+            connections = [
+                await held.enter_async_context(begin(limit=timedelta(seconds=60))) for _ in range(4)
+            ]
+            drivers = [connection.info["driver"] for connection in connections]
+        admin = await asyncpg.connect(postgres.url())
+        name = one.database.address.url.rpartition("/")[2]
+        ended = await admin.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
+        )
+        await admin.close()
+        await eventually(lambda: all(driver.is_closed() for driver in drivers))
+
+        assert RECORDED == await timed(one.outcome(make_body()))
+
+        assert 4 == len(ended)
+
     async def test_without_a_free_connection_the_answer_comes_in_time(self, one: Replica) -> None:
         async with AsyncExitStack() as held:
             for _ in range(4):
@@ -233,6 +289,113 @@ class TestConnections:
             await recovers(locked)
         await admin.execute(f"DROP ROLE {role}")
         await admin.close()
+
+
+class TestAWireThatForgets:
+    """A NAT between the service and its database forgets connections that are idle."""
+
+    async def test_costs_no_sender_a_try_if_it_says_so(self, postgres_url: str) -> None:
+        async with proxy(postgres_url) as (wire, url), replica(url) as one:
+            await one.together(*(make_body() for _ in range(20)))
+            wire.forget_idle(after=0.2)
+            await asyncio.sleep(0.3)
+
+            assert RECORDED == await timed(one.outcome(make_body()))
+
+    async def test_is_not_durable_and_then_found_out_if_it_does_not(
+        self, postgres_url: str
+    ) -> None:
+        async with proxy(postgres_url) as (wire, url), replica(url) as one:
+            await one.record(make_body())
+            wire.forget_idle(after=1.0, then=Cut.SILENCE)
+            await asyncio.sleep(1.2)
+            body = make_body(event_id="e1")
+
+            assert NOT_DURABLE == await timed(one.outcome(body))
+
+            wire.forget_idle(after=3600.0)
+            assert RECORDED == await timed(one.outcome(body))
+
+
+class TestAFullServer:
+    async def test_has_no_connection_left_for_us(self) -> None:
+        """A sender is told to come again; nobody is told that the service is broken."""
+        settings = {"max_connections": "8", "superuser_reserved_connections": "0"}
+        with Postgres(settings=settings) as tight:
+            await migrate(tight.url())
+            async with AsyncExitStack() as others, replica(tight.url()) as one:
+                await fill(tight, others)
+
+                answers = [await timed(one.outcome(make_body())) for _ in range(3)]
+
+                await others.aclose()
+                assert [NOT_DURABLE] * 3 == answers
+                await recovers(one)
+
+    async def test_has_no_room_left_for_the_tables(self, postgres: Postgres) -> None:
+        with small_disk() as disk:
+            url = await on_a_tablespace(postgres, disk)
+            async with replica(url) as one:
+                await one.record(make_body())
+                (disk / "filler").write_bytes(b"")
+                with suppress(OSError), (disk / "filler").open("ab", buffering=0) as filler:
+                    while filler.write(b"x" * 4096):
+                        pass
+                # What there is room for in pages that are there already is taken.
+                bodies = [make_body(filler=random.randbytes(100_000).hex()) for _ in range(5)]
+
+                answers = [await timed(one.outcome(body)) for body in bodies]
+                kept = await one.count(EVENTS)
+                (disk / "filler").unlink()
+
+                assert NOT_DURABLE in answers
+                assert {NOT_DURABLE, RECORDED} >= set(answers)
+                assert 1 + answers.count(RECORDED) == kept
+                await recovers(one)
+                assert {RECORDED, DUPLICATE} >= set(await one.in_turn(*bodies))
+            postgres.drop_database(url.rpartition("/")[2])
+            admin = await asyncpg.connect(postgres.url())
+            await admin.execute("DROP TABLESPACE small")
+            await admin.close()
+
+
+async def fill(server: Postgres, others: AsyncExitStack) -> None:
+    """Take every connection that the server has."""
+    with suppress(asyncpg.TooManyConnectionsError):
+        while True:
+            connection = await asyncpg.connect(server.url())
+            others.push_async_callback(connection.close)
+
+
+@contextmanager
+def small_disk() -> Iterator[Path]:
+    """A file system that is soon full; to mount one takes root and a kernel that lets it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small file system to be filled")
+    with tempfile.TemporaryDirectory() as name:
+        # Where PostgreSQL runs as, in place of root.
+        owner = pwd.getpwnam("nobody")
+        options = f"size=32m,uid={owner.pw_uid},gid={owner.pw_gid},mode=0700"
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", name], check=False
+        )
+        if mounted.returncode != 0:
+            pytest.skip("no file system may be mounted here")
+        try:
+            yield Path(name)
+        finally:
+            subprocess.run(["umount", "-l", name], check=True)
+
+
+async def on_a_tablespace(server: Postgres, place: Path) -> str:
+    """Make a migrated database whose tables are there; what is written ahead is elsewhere."""
+    admin = await asyncpg.connect(server.url())
+    await admin.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
+    name = f"receiver_{uuid.uuid4().hex}"
+    await admin.execute(f"CREATE DATABASE {name} TABLESPACE small")
+    await admin.close()
+    await migrate(server.url(name))
+    return server.url(name)
 
 
 class TestTheServer:
@@ -268,6 +431,33 @@ class TestTheServer:
         assert NOT_DURABLE in load.told.values()
         await load.check()
 
+    async def test_restarts_at_random_moments_leave_nothing_behind(
+        self, doomed: Replica, fragile: Postgres
+    ) -> None:
+        """Whatever was opened for what was cut off is closed again."""
+        dice = random.Random(89)
+        await doomed.record(make_body(), account="probe")
+        process = psutil.Process()
+        load = Load(doomed)
+
+        async def restart() -> None:
+            for _ in range(4):
+                await asyncio.sleep(dice.uniform(0.0, 0.5))
+                await asyncio.to_thread(fragile.stop, dice.choice(["immediate", "fast"]))
+                await asyncio.sleep(dice.uniform(0.0, 0.3))
+                await asyncio.to_thread(fragile.start)
+                await recovers(doomed)
+
+        before = len(asyncio.all_tasks()), process.num_fds()
+        await load.during(restart)
+        await load.check()
+
+        pool: Any = doomed.database.engine.pool
+        assert pool.checkedout() <= IntakeLimits().transactions, "more than intake keeps"
+        assert before[0] == len(asyncio.all_tasks())
+        # The pool has four connections; at the beginning one was open.
+        assert process.num_fds() <= before[1] + 4
+
     async def test_a_server_that_is_away_is_not_durable_at_once(
         self, doomed: Replica, fragile: Postgres
     ) -> None:
@@ -278,6 +468,18 @@ class TestTheServer:
 
         await asyncio.to_thread(fragile.start)
         await recovers(doomed)
+
+    async def test_a_frozen_server_is_left_all_the_same(self, fragile: Postgres) -> None:
+        """It is told goodbye, and not waited for: a stop would never end."""
+        fragile.start()
+        database = Database(DatabaseAddress(fragile.url()))
+        await database.ping()
+        fragile.suspend()
+        try:
+            async with asyncio.timeout(20):
+                await database.close()
+        finally:
+            fragile.resume()
 
     async def test_two_tries_fit_into_the_time_of_one_answer(self, fragile: Postgres) -> None:
         """Connecting to a frozen server takes its full time-out, and is tried twice."""
@@ -312,6 +514,29 @@ async def main(url, pace, count):
         await asyncio.gather(*pending)
 
 asyncio.run(main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3])))
+"""
+
+# Says which events are acknowledged, as soon as they are.
+TELLER = """
+import asyncio, sys, uuid
+import structlog
+from tests.factories import make_body
+from tests.replicas import replica
+
+async def tell(one):
+    while True:
+        event_id = uuid.uuid4().hex
+        await one.record(make_body(event_id=event_id))
+        print(event_id, flush=True)
+
+async def main(url):
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    async with replica(url) as one:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        await asyncio.gather(*(tell(one) for _ in range(8)))
+
+asyncio.run(main(sys.argv[1]))
 """
 
 HOLDER = """
@@ -398,12 +623,32 @@ class TestSqlite:
             def forbid(connection: sqlite3.Connection, *_: object) -> None:
                 connection.execute("PRAGMA query_only = ON").close()
 
-            event.listen(one.database.engine.sync_engine, "checkout", forbid)
+            event.listen(one.database.writer.engine, "checkout", forbid)
             assert NOT_DURABLE == await timed(one.outcome(make_body()))
 
-            event.remove(one.database.engine.sync_engine, "checkout", forbid)
+            event.remove(one.database.writer.engine, "checkout", forbid)
             await one.database.close()
             assert RECORDED == await timed(one.outcome(make_body()))
+
+    async def test_a_full_disk_is_not_durable(self, sqlite_url: str) -> None:
+        """The same error as on a disk without room: the file may have no further page."""
+        async with replica(sqlite_url) as one:
+            await one.record(make_body())
+            body = make_body(filler="x" * 200_000)
+
+            def fill(connection: sqlite3.Connection, *_: object) -> None:
+                connection.execute("PRAGMA max_page_count = 1").close()
+
+            def clear(connection: sqlite3.Connection, *_: object) -> None:
+                connection.execute("PRAGMA max_page_count = 1000000").close()
+
+            event.listen(one.database.writer.engine, "checkout", fill)
+            assert NOT_DURABLE == await timed(one.outcome(body))
+            assert 1 == await one.count(EVENTS)
+
+            event.remove(one.database.writer.engine, "checkout", fill)
+            event.listen(one.database.writer.engine, "checkout", clear)
+            assert RECORDED == await timed(one.outcome(body))
 
     async def test_a_directory_that_is_gone_is_not_durable(self, tmp_path: Path) -> None:
         async with replica(f"sqlite:///{tmp_path}/gone/receiver.db") as one:
@@ -412,6 +657,46 @@ class TestSqlite:
     async def test_a_database_without_tables_is_not_durable(self, tmp_path: Path) -> None:
         async with replica(f"sqlite:///{tmp_path}/new.db") as one:
             assert NOT_DURABLE == await timed(one.outcome(make_body()))
+
+    async def test_a_reader_who_stays_does_not_leave_a_large_log_behind(
+        self, sqlite_url: str, path: Path
+    ) -> None:
+        """While it reads, the log must keep everything; afterwards it is as small as it was."""
+        log = path.with_name(f"{path.name}-wal")
+        async with replica(sqlite_url) as one:
+            with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+                reader.execute("BEGIN")
+                reader.execute("SELECT count(*) FROM events").fetchone()
+                while log.stat().st_size < LOG_CAP + 1024 * 1024:
+                    assert RECORDED == await one.outcome(make_body(filler="x" * 4_000_000))
+                reader.execute("ROLLBACK")
+
+            for _ in range(4):
+                assert RECORDED == await one.outcome(make_body())
+
+            assert log.stat().st_size <= LOG_CAP
+
+    async def test_kills_in_the_middle_of_commits_lose_nothing(
+        self, sqlite_url: str, path: Path
+    ) -> None:
+        dice = random.Random(142)
+        acknowledged: set[str] = set()
+        for _ in range(KILLS):
+            teller = await asyncio.to_thread(start, TELLER, sqlite_url)
+            with teller:
+                release(teller)
+                await asyncio.sleep(dice.uniform(0.02, 0.3))
+                teller.kill()
+                told, _ = teller.communicate()
+            # What was cut off in the middle of its line was not said.
+            acknowledged.update(told.rpartition("\n")[0].split())
+
+        with closing(sqlite3.connect(path)) as reader:
+            assert [("ok",)] == reader.execute("PRAGMA integrity_check").fetchall()
+            assert [] == reader.execute("PRAGMA foreign_key_check").fetchall()
+            stored = {row[0] for row in reader.execute("SELECT atlas_event_id FROM events")}
+        assert acknowledged
+        assert acknowledged <= stored
 
 
 async def test_a_missing_database_is_not_durable(postgres_url: str) -> None:

@@ -1,7 +1,7 @@
 """Deliveries in the database: claimed by one, in order, for a time; settled by who claimed them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -22,19 +22,15 @@ PAST = timedelta(minutes=20)
 
 
 @pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
+async def _ledger(ledger: Ledger) -> Ledger:
     await ledger.register("file")
-    yield ledger
-    await ledger.database.close()
+    return ledger
 
 
 @pytest.fixture(name="postgres_ledger")
-async def _postgres_ledger(postgres_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(postgres_url)
-    await ledger.register("file")
-    yield ledger
-    await ledger.database.close()
+async def _postgres_ledger(postgres_ledger: Ledger) -> Ledger:
+    await postgres_ledger.register("file")
+    return postgres_ledger
 
 
 def verdict_on(claim: Claim, verdict: str = "done", **changes: Any) -> Settlement:
@@ -169,6 +165,26 @@ class TestClaim:
         await ledger.change("UPDATE callbacks SET paused_at = NULL")
         assert 1 == len(await ledger.claim())
 
+    async def test_neither_is_it_if_another_one_is_not_paused(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        await ledger.change("UPDATE callbacks SET paused_at = last_seen_at")
+        await ledger.register("mail")
+
+        assert [] == await ledger.claim("file", "mail")
+
+    async def test_one_that_is_left_alone_gets_probes_only(self, ledger: Ledger) -> None:
+        """Its breaker is open; a few calls show whether it may close."""
+        owed = await ledger.owe_one()
+        await ledger.change("UPDATE callbacks SET open_until = last_seen_at")
+
+        assert [] == await ledger.claim()
+        async with ledger.transaction() as connection:
+            probing = [Room("file", 1, is_ordered=True, is_probe=True)]
+            (probe,) = await claims.claim(
+                connection, probing, worker=WORKER, lease=LEASE, patience=PATIENCE
+            )
+        assert owed == probe.id
+
     async def test_a_lost_lease_is_claimed_again_and_stands_in_the_history(
         self, ledger: Ledger
     ) -> None:
@@ -183,6 +199,20 @@ class TestClaim:
         assert ("lost", 1, 1) == (lost.verdict, lost.token, lost.number)
         assert "worker-that-dies" == lost.worker
         assert lost.started_at is None
+
+    async def test_a_history_that_knows_of_it_already_is_no_obstacle(self, ledger: Ledger) -> None:
+        await ledger.owe_one()
+        await ledger.claim()
+        await ledger.change(
+            "INSERT INTO attempts (delivery_id, token, number, worker, finished_at, verdict) "
+            "SELECT id, token, attempts, worker, CURRENT_TIMESTAMP, 'failed' FROM deliveries"
+        )
+        await ledger.shift("deliveries", "due_at", -MINUTE)
+
+        (claim,) = await ledger.claim()
+
+        assert 2 == claim.token
+        assert ["failed"] == await ledger.verdicts()
 
     async def test_leases_begin_when_the_statement_does(self, postgres_ledger: Ledger) -> None:
         """The clock of a transaction stands still; a lease that starts in the past is none."""
@@ -281,6 +311,14 @@ class TestOrder:
         assert [patient] == [each.id for each in claims]
         assert failing == claim.id
 
+    async def test_one_at_work_is_not_overtaken(self, ledger: Ledger) -> None:
+        await ledger.owe_one(sequence=1)
+        await ledger.owe_one(sequence=2)
+        await ledger.claim()
+        await ledger.shift("deliveries", "created_at", -PAST)
+
+        assert [] == await ledger.claim()
+
     async def test_who_is_overtaken_waits_for_the_end_of_that(self, ledger: Ledger) -> None:
         """Never two at once: else the earlier one could not know that it comes late."""
         overtaken = await ledger.owe_one(sequence=1)
@@ -356,6 +394,13 @@ class TestHeldBack:
         assert due_at is not None
         return due_at - datetime.now(UTC)
 
+    async def between(self, ledger: Ledger, one: UUID, other: UUID) -> timedelta:
+        """How much later the other is due."""
+        sooner, later = [(await ledger.delivery(each)).due_at for each in (one, other)]
+        assert sooner is not None
+        assert later is not None
+        return later - sooner
+
     async def fail_first(self, ledger: Ledger, delivery_id: UUID) -> Claim:
         """Let the back-off of the first pass, and claim it again."""
         await ledger.shift("deliveries", "due_at", -2 * MINUTE, state="pending", worker=WORKER)
@@ -369,6 +414,61 @@ class TestHeldBack:
         for each in (second, third):
             assert MINUTE / 2 < await self.due_in(ledger, each) <= MINUTE + claims.SHORTLY
         assert 0 == await self.postpone(ledger)
+
+    async def test_it_waits_for_the_first_of_its_own_envelope(self, ledger: Ledger) -> None:
+        """Not for one of another callback, account or envelope, whatever their numbers are."""
+        await ledger.register("mail")
+        await ledger.owe_one("mail", sequence=0)
+        await ledger.owe_one(account="acme", sequence=0)
+        await ledger.owe_one(envelope="env_2", sequence=0)
+        await ledger.shift("deliveries", "due_at", 10 * MINUTE)
+
+        first, *others = await self.chain(ledger)
+
+        for each in others:
+            assert timedelta(seconds=5) == await self.between(ledger, first, each)
+
+    async def test_each_waits_for_its_own(self, ledger: Ledger) -> None:
+        firsts = [await ledger.owe_one(envelope=name, sequence=1) for name in ("env_1", "env_2")]
+        others = [await ledger.owe_one(envelope=name, sequence=2) for name in ("env_1", "env_2")]
+        claimed = {claim.id: claim for claim in await ledger.claim()}
+        waits = zip(firsts, (MINUTE, 5 * MINUTE), strict=True)
+        await settle(
+            ledger, *(verdict_on(claimed[id_], "failed", wait=wait) for id_, wait in waits)
+        )
+
+        assert 2 == await self.postpone(ledger)
+
+        for first, other in zip(firsts, others, strict=True):
+            assert timedelta(seconds=5) == await self.between(ledger, first, other)
+
+    async def test_nobody_elses_is_touched(self, ledger: Ledger) -> None:
+        """Neither that of a callback which was not named, nor of one that keeps no order."""
+        await ledger.register("mail")
+        for name in ("file", "mail"):
+            await ledger.owe_one(name, sequence=1)
+            await ledger.owe_one(name, sequence=2)
+        claimed = await ledger.claim("file", "mail")
+        await settle(ledger, *(verdict_on(claim, "failed") for claim in claimed))
+
+        async with ledger.transaction() as connection:
+            rooms = [Room("file", 10, is_ordered=False)]
+            assert 0 == await claims.postpone(connection, rooms, patience=PATIENCE)
+        assert 1 == await self.postpone(ledger)
+
+    async def test_one_that_somebody_holds_is_left_for_the_next_time(
+        self, postgres_ledger: Ledger
+    ) -> None:
+        """Whoever locks it may be about to change it, and nobody is to wait for that."""
+        await postgres_ledger.owe_one(sequence=1)
+        second = await postgres_ledger.owe_one(sequence=2)
+        await postgres_ledger.claim()
+
+        async with postgres_ledger.transaction() as connection:
+            await deliveries.lock(connection, second)
+            assert 0 == await self.postpone(postgres_ledger)
+
+        assert 1 == await self.postpone(postgres_ledger)
 
     async def test_but_no_longer_than_until_it_may_overtake(self, ledger: Ledger) -> None:
         first = await ledger.owe_one(sequence=1)
@@ -431,7 +531,7 @@ class TestHeldBack:
 
         assert [] == await ledger.claim()
         assert 1 == await self.postpone(ledger)
-        assert await self.due_in(ledger, third) <= claims.SOON
+        assert await self.due_in(ledger, third) <= timedelta(seconds=30)
 
     async def test_one_at_work_and_one_without_order_stay_as_they_are(self, ledger: Ledger) -> None:
         await ledger.owe_one(sequence=1)
@@ -746,6 +846,32 @@ class TestLease:
         assert (1, 2) == (again.attempt, again.token)
         assert [] == await ledger.attempts()
 
+    async def test_only_what_is_named_is_renewed_or_given_back(self, ledger: Ledger) -> None:
+        for envelope in ("env_1", "env_2", "env_3"):
+            await ledger.owe_one(envelope=envelope)
+        one, other, third = await ledger.claim()
+
+        async with ledger.transaction() as connection:
+            renewed = await claims.renew(connection, [one.held], lease=60 * MINUTE)
+            returned = await claims.release(connection, [other.held])
+
+        rows = [await ledger.delivery(each.id) for each in (one, other, third)]
+        assert ({one.id}, {other.id}) == (renewed, returned)
+        assert ["running", "pending", "running"] == [row.state for row in rows]
+        assert [1, 0, 1] == [row.attempts for row in rows]
+        ends = [row.due_at for row in rows if row.due_at is not None]
+        assert ends[0] - ends[2] > 58 * MINUTE
+
+    async def test_with_another_token_it_is_somebody_elses(self, ledger: Ledger) -> None:
+        for envelope in ("env_1", "env_2"):
+            await ledger.owe_one(envelope=envelope)
+        one, other = await ledger.claim()
+
+        async with ledger.transaction() as connection:
+            held = [(one.id, one.token + 1), other.held]
+            assert {other.id} == await claims.renew(connection, held, lease=LEASE)
+            assert {other.id} == await claims.release(connection, held)
+
 
 class TestPark:
     async def park(self, ledger: Ledger, *, limit: int = 100) -> int:
@@ -977,15 +1103,19 @@ class TestPage:
         assert "envelope.signed" == first[0].event_type
 
 
-async def test_a_poll_of_sqlite_asks_before_it_locks(sqlite_url: str) -> None:
-    ledger = Ledger(sqlite_url)
-    await ledger.register("file")
-
-    async def is_any_due() -> bool:
+class TestPoll:
+    async def is_any_due(self, ledger: Ledger, *names: str) -> bool:
         async with ledger.database.begin(limit=MINUTE, is_reading=True) as connection:
-            return await claims.is_any_due(connection, ["file"])
+            return await claims.is_any_due(connection, names)
 
-    assert not await is_any_due()
-    await ledger.owe_one()
-    await until(is_any_due)
-    await ledger.database.close()
+    async def test_of_sqlite_asks_before_it_locks(self, sqlite_url: str) -> None:
+        ledger = Ledger(sqlite_url)
+        await ledger.register("file")
+
+        assert not await self.is_any_due(ledger, "file")
+        await ledger.owe_one()
+        await until(lambda: self.is_any_due(ledger, "file"))
+        assert not await self.is_any_due(ledger, "mail")
+        await ledger.shift("deliveries", "due_at", MINUTE)
+        assert not await self.is_any_due(ledger, "file")
+        await ledger.database.close()

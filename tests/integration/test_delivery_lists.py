@@ -49,11 +49,9 @@ LAST = "'ffffffff-ffff-ffff-ffff-ffffffffffff'"
 
 
 @pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
+async def _ledger(ledger: Ledger) -> Ledger:
     await ledger.register("file")
-    yield ledger
-    await ledger.database.close()
+    return ledger
 
 
 @pytest.fixture(name="history_of_years")

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,20 +29,6 @@ from tests.postgres import Postgres
 ROOT = Path(__file__).resolve().parents[2]
 SECOND = timedelta(seconds=1)
 SOON = timedelta(milliseconds=100)
-
-
-@pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
-    yield ledger
-    await ledger.database.close()
-
-
-@pytest.fixture(name="postgres_ledger")
-async def _postgres_ledger(postgres_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(postgres_url)
-    yield ledger
-    await ledger.database.close()
 
 
 @pytest.fixture(name="callbacks")

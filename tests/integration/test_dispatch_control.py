@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import NoReturn
 
@@ -20,11 +19,9 @@ ACTOR = "ada"
 
 
 @pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
+async def _ledger(ledger: Ledger) -> Ledger:
     await ledger.register("file")
-    yield ledger
-    await ledger.database.close()
+    return ledger
 
 
 async def in_state(ledger: Ledger, state: str) -> str:

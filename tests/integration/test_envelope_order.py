@@ -1,6 +1,8 @@
 """Every order of every set of events ends in the same row, on both databases."""
 
 import asyncio
+import os
+import random
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from app.store import envelopes
 from tests.factories import make_body
-from tests.replicas import DELIVERIES, ENVELOPES, EVENTS, Replica, replica
+from tests.replicas import DELIVERIES, ENVELOPES, EVENTS, Replica, execute, replica
+
+# Of events that two replicas record at once; the catalogue asks for 10,000.
+PAIRS = int(os.environ.get("PAIRS", "60"))
 
 # Our own: how many events it took, in which order, and when.
 OURS = {"account", "id", "version", "sequence", "first_seen_at", "updated_at"}
@@ -235,6 +241,18 @@ class TestTimes:
         assert [1, 2, 3, 4, 5] == sorted(row.sequence for row in await one.said_by_atlas())
 
 
+class TestNumbers:
+    async def test_of_the_history_go_on_behind_four_bytes(self, one: Replica) -> None:
+        views = [make_body(event="envelope.viewed", envelope_id="env", n=n) for n in range(3)]
+        await one.record(views[0])
+        await execute(one.database, ENVELOPES.update().values(sequence=2**31 - 1))
+
+        assert ["recorded"] * 2 == await one.in_turn(*views[1:])
+
+        rows = await one.said_by_atlas()
+        assert [1, 2**31, 2**31 + 1] == sorted(row.sequence for row in rows)
+
+
 class TestTwoReplicas:
     @pytest.fixture(name="pair")
     async def _pair(self, postgres_url: str) -> AsyncIterator[tuple[Replica, Replica]]:
@@ -281,3 +299,26 @@ class TestTwoReplicas:
 
         rows = await pair[0].said_by_atlas()
         assert list(range(1, 41)) == sorted(row.sequence for row in rows)
+
+    async def test_no_update_is_lost_between_reading_and_writing(
+        self, pair: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever has read hesitates before it writes, so that the other one comes between."""
+        dice, lock = random.Random(63), envelopes.lock
+
+        async def hesitate(connection: Any, keys: Any) -> Any:
+            held = await lock(connection, keys)
+            await asyncio.sleep(dice.uniform(0.0, 0.02))
+            return held
+
+        monkeypatch.setattr(envelopes, "lock", hesitate)
+        for n in range(PAIRS // 10):
+            names = [f"env_{n}_{k}" for k in range(10)]
+            viewed = [make_body(event="envelope.viewed", envelope_id=name) for name in names]
+            signed = [make_body(event="envelope.signed", envelope_id=name) for name in names]
+            sides = (pair[0].together(*viewed), pair[1].together(*signed))
+            answers = await asyncio.gather(*sides)
+            assert ["recorded"] * 20 == [*answers[0], *answers[1]]
+
+        rows = await pair[0].rows(select(ENVELOPES.c.status, ENVELOPES.c.sequence))
+        assert [("signed", 2)] * (PAIRS // 10 * 10) == [tuple(row) for row in rows]

@@ -27,11 +27,9 @@ FAST = 10_000.0
 
 
 @pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
+async def _ledger(ledger: Ledger) -> Ledger:
     await ledger.register("file")
-    yield ledger
-    await ledger.database.close()
+    return ledger
 
 
 async def die(

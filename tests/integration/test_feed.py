@@ -1,23 +1,13 @@
 """The change feed: one order for everybody, given after the commit."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
-
-import pytest
 
 from app.store import feed
 from app.upkeep.sequencer import Sequencer
 from app.upkeep.tail import START, Tail
 from tests.integration.ledger import Ledger
-
-
-@pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
-    yield ledger
-    await ledger.database.close()
 
 
 class TestPlaces:

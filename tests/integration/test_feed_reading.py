@@ -1,7 +1,6 @@
 """What stands in the feed, and what of it somebody is given who asks for some of it."""
 
 import uuid
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -18,13 +17,6 @@ from app.upkeep.sequencer import Sequencer
 from tests.integration.ledger import Ledger
 
 ALL = Sight(None)
-
-
-@pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
-    yield ledger
-    await ledger.database.close()
 
 
 async def place(ledger: Ledger) -> None:

@@ -17,15 +17,9 @@ from app.store.session import DEFAULT_SCHEMA, Database, DatabaseAddress, Limits
 from app.upkeep import sequencer as module
 from app.upkeep.sequencer import Footing, Sequencer
 from tests.integration.ledger import Ledger, until
+from tests.said import said
 
 AGES = timedelta(days=1)
-
-
-@pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
-    yield ledger
-    await ledger.database.close()
 
 
 @pytest.fixture(name="on_postgresql")
@@ -95,6 +89,40 @@ class TestLease:
 
         assert 1 == len(versions)
 
+    @pytest.mark.parametrize(
+        "passed, is_renewed",
+        [
+            pytest.param(timedelta(hours=11), False, id="more-than-half-is-left"),
+            pytest.param(timedelta(hours=16), True, id="a-third-is-left"),
+        ],
+    )
+    async def test_is_renewed_once_half_of_it_is_over(
+        self, on_postgresql: Ledger, passed: timedelta, *, is_renewed: bool
+    ) -> None:
+        async def hold() -> datetime:
+            async with on_postgresql.transaction() as connection:
+                await leases.hold(connection, "work", holder="a", span=AGES)
+                rows = await connection.exec_driver_sql("SELECT until FROM leases")
+                end: datetime = rows.scalar_one()
+                return end
+
+        until_then = await hold() - passed
+        await on_postgresql.shift("leases", "until", -passed)
+
+        assert is_renewed == (await hold() > until_then)
+
+    async def test_that_has_run_out_is_taken_by_one_of_many(self, on_postgresql: Ledger) -> None:
+        """Also if another one looks before the first has committed; and nobody waits."""
+        async with on_postgresql.transaction() as connection:
+            await leases.hold(connection, "work", holder="lost", span=timedelta(0))
+
+        async with on_postgresql.transaction() as one, on_postgresql.transaction() as other:
+            taken = await leases.hold(one, "work", holder="a", span=AGES)
+            async with asyncio.timeout(10):
+                refused = await leases.hold(other, "work", holder="b", span=AGES)
+
+        assert (2, None) == (taken, refused)
+
     async def test_is_given_back_at_the_end(self, ledger: Ledger) -> None:
         sequencer = Sequencer(ledger.database, holder="a")
         await ledger.record()
@@ -104,6 +132,19 @@ class TestLease:
 
         async with ledger.reading() as connection:
             assert await leases.holder_of(connection, feed.LEASE) is None
+
+    async def test_is_given_back_by_its_holder_and_alone(self, ledger: Ledger) -> None:
+        async with ledger.transaction() as connection:
+            for name in ("work", "other work"):
+                await leases.hold(connection, name, holder="a", span=AGES)
+            await leases.release(connection, "work", holder="b")
+            assert "a" == await leases.holder_of(connection, "work")
+
+            await leases.release(connection, "work", holder="a")
+
+        async with ledger.reading() as connection:
+            assert await leases.holder_of(connection, "work") is None
+            assert "a" == await leases.holder_of(connection, "other work")
 
     async def test_of_a_database_that_is_away_ends_by_itself(self, ledger: Ledger) -> None:
         sequencer = Sequencer(ledger.database, holder="a")
@@ -227,7 +268,7 @@ class TestFailure:
                 await until(lambda: _has(ledger, 1))
                 await until(lambda: sequencer._at_once > 1)
 
-        assert ["feed.delayed"] == [line["event"] for line in lines]
+        assert ["feed.delayed"] == said(lines, "feed")
 
     async def test_to_get_a_lock_is_none(self, on_postgresql: Ledger) -> None:
         address = DatabaseAddress(on_postgresql.address.url)

@@ -1,7 +1,7 @@
 """Work that follows the feed beside the path, and the first of it: what envelopes are found by."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,15 +17,9 @@ from app.upkeep.following import Following
 from app.upkeep.sequencer import Sequencer
 from app.upkeep.terms import Terms
 from tests.integration.ledger import Ledger, until
+from tests.said import said
 
 ALL = Sight(None)
-
-
-@pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
-    yield ledger
-    await ledger.database.close()
 
 
 class Counter:
@@ -136,7 +130,7 @@ class TestFollowing:
 
             await until(lambda: _advance(following, bad, [1, 2]))
 
-        assert ["follower.delayed", "follower.resumed"] == [line["event"] for line in lines]
+        assert ["follower.delayed", "follower.resumed"] == said(lines, "follower")
         assert 3 == len(bad.sizes)
 
     async def test_gives_fewer_items_to_one_that_fails(
@@ -166,7 +160,7 @@ class TestFollowing:
 
             await until(lambda: _advance(following, counter, [1]))
 
-        assert ["follower.delayed", "follower.resumed"] == [line["event"] for line in lines]
+        assert ["follower.delayed", "follower.resumed"] == said(lines, "follower")
 
     async def test_waits_for_a_lull_but_not_for_ever(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch

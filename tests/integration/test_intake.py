@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace as replace_fields
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from app.events.payload import Event
 from app.intake import IntakeLimits
 from app.intake import queue as intake_queue
 from app.intake.record import record
-from app.intake.submission import Submission, understand
+from app.intake.submission import Receipt, Submission, understand
 from app.store import events as event_rows
 from app.store.session import Connection
 from tests.factories import make_body, new_envelope_id
@@ -168,7 +169,9 @@ class TestBounds:
         await asyncio.sleep(0)
 
         assert one.intake.is_pressed
+        assert 50 == one.intake.pending[0]
         await asyncio.gather(*flood)
+        assert (0, 0) == one.intake.pending
         assert not one.intake.is_pressed
 
     async def test_is_busy_a_little_longer_than_many_wait(
@@ -235,7 +238,7 @@ class TestBounds:
             patch.setattr(one.intake, broken, explode)
             if broken == "_refuse":
                 one.intake._outstanding.append(submission(make_body()))
-                one.intake._outstanding[0].receipt = asyncio.get_running_loop().create_future()
+                one.intake._outstanding[0].on_answer = lambda _: None
             else:
                 one.intake._arrived.set()
             with suppress(ExceptionGroup, RuntimeError):
@@ -265,6 +268,33 @@ class TestBounds:
         assert RECORDED == await held
 
 
+class TestWhoWaits:
+    async def test_is_not_counted_any_more_after_a_defect(
+        self, one: Replica, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever fails between admission and the queue: room must not be lost with each."""
+        monkeypatch.setattr(intake_queue, "understand", explode)
+
+        for body in (make_body(), make_body(pad="x" * 100_000)):
+            with pytest.raises(RuntimeError):
+                await one.record(body)
+
+        assert (0, 0) == one.intake.pending
+
+    async def test_cannot_keep_others_from_their_answers(self, one: Replica) -> None:
+        """The connection of one may fail just when it is answered."""
+
+        def fail(_: object) -> None:
+            raise RuntimeError("nobody is there")
+
+        about = {"account": "acme", "key_label": "key"}
+        one.intake.submit(make_body(), **about, on_answer=fail)
+
+        assert RECORDED == await one.outcome(make_body())
+        assert 2 == await one.count(EVENTS)
+        assert (0, 0) == one.intake.pending
+
+
 class TestClientsThatGoAway:
     async def test_a_commit_under_way_is_not_cancelled(self, one: Replica) -> None:
         async with transaction_waits(one):
@@ -280,6 +310,7 @@ class TestClientsThatGoAway:
         assert gone.cancelled()
 
     async def test_one_who_left_before_the_commit_disturbs_nobody(self, one: Replica) -> None:
+        """What was genuine is recorded all the same: the next try is a duplicate."""
         tasks = [asyncio.create_task(one.outcome(make_body())) for _ in range(10)]
         await asyncio.sleep(0)
         tasks[3].cancel()
@@ -287,7 +318,7 @@ class TestClientsThatGoAway:
         answers = await asyncio.gather(*tasks, return_exceptions=True)
 
         assert 9 == answers.count(RECORDED)
-        assert 9 == await one.count(EVENTS)
+        assert 10 == await one.count(EVENTS)
         assert 0 == one.intake._pending_events == one.intake._pending_bytes
 
 
@@ -342,7 +373,7 @@ class TestPoison:
         poison = submission(make_body(envelope_id="bad"), **broken)
         expected = on_postgresql if one.database.is_postgresql else on_sqlite
         waiting = [asyncio.create_task(one.outcome(make_body())) for _ in range(3)]
-        bad = asyncio.create_task(one.intake._submit(poison, deadline=in_time()))
+        bad = submit(one, poison)
         waiting += [asyncio.create_task(one.outcome(make_body())) for _ in range(4)]
 
         assert [RECORDED] * 7 == await asyncio.gather(*waiting)
@@ -445,9 +476,9 @@ class TestAfterTheCommit:
             await one.record(b"garbage")
             await eventually(lambda: len(lines) == 2)
 
-        [event, garbage] = lines
-        assert ("webhook.received", "recorded", "envelope.signed", "env", "ready", "acme") == (
-            event["event"],
+        [event], [garbage] = [list(line["each"]) for line in lines]
+        assert ("webhook.received", "webhook.received") == tuple(line["event"] for line in lines)
+        assert ("recorded", "envelope.signed", "env", "ready", "acme") == (
             event["outcome"],
             event["event_type"],
             event["envelope_id"],
@@ -500,7 +531,7 @@ class TestOwnId:
         await write(one, again)
         known = await everything(one)
 
-        receipt = await asyncio.wait_for(one.intake._submit(again, deadline=in_time()), PROMISED)
+        receipt = await asyncio.wait_for(submit(one, again), PROMISED)
 
         assert outcome == receipt.outcome
         if outcome != DUPLICATE:
@@ -689,6 +720,14 @@ def hot_body(n: int) -> bytes:
     return make_body(event="envelope.viewed", envelope_id="hot", event_id=f"e{n}", n=n)
 
 
+def submit(one: Replica, submission: Submission) -> asyncio.Future[Receipt]:
+    """Begin to record what was understood earlier."""
+    answered: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+    on_answer = partial(intake_queue._fulfil, answered)
+    one.intake._submit(submission, deadline=in_time(), on_answer=on_answer)
+    return answered
+
+
 async def waits_for_a_lock(one: Replica) -> None:
     async def is_waiting() -> bool:
         async with one.database.begin(limit=timedelta(seconds=5)) as connection:
@@ -708,7 +747,7 @@ class TestSubmission:
         await one.record(body)
         before = await one.envelope("env")
 
-        assert DUPLICATE == (await one.intake._submit(sooner, deadline=in_time())).outcome
+        assert DUPLICATE == (await submit(one, sooner)).outcome
 
         assert before == await one.envelope("env")
         assert 1 == await one.count(EVENTS)

@@ -29,7 +29,7 @@ from app.store.schema import Fit, SchemaState, read_state
 from app.store.session import DEFAULT_SCHEMA, Database, DatabaseAddress
 from tests.factories import make_body
 from tests.postgres import create_database, drop_database, replace_database
-from tests.replicas import execute, replica
+from tests.replicas import eventually, execute, replica
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASES: Table = ReleaseRow.__table__  # type: ignore[assignment]
@@ -192,6 +192,45 @@ class TestProcesses:
     async def test_a_directory_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="is not a directory"):
             await migrate(f"sqlite:///{tmp_path}/nowhere/receiver.db")
+
+
+INVALID = """
+SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'atlas_receiver' AND NOT i.indisvalid
+"""
+# As a server that restarts would; it waits until they are gone.
+TERMINATE = """
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), $1)
+"""
+
+
+class TestIndexBesideWriters:
+    async def test_that_was_left_half_built_is_built_anew(self, empty_postgres_url: str) -> None:
+        """Built concurrently, an index outlives a build that dies, and is never used."""
+        url = empty_postgres_url
+        await migrate(url, revision="20261122_0501")
+        admin = await asyncpg.connect(url)
+        writer = await asyncpg.connect(url)
+        transaction = writer.transaction()
+        await transaction.start()
+        await writer.execute("LOCK TABLE atlas_receiver.envelopes IN ROW EXCLUSIVE MODE")
+
+        killed = start(MIGRATE, url)
+        await eventually(lambda: admin.fetchval(INVALID), within=60)
+        killed.kill()
+        await asyncio.to_thread(killed.communicate)
+        await admin.fetch(TERMINATE, writer.get_server_pid())
+        await transaction.rollback()
+        was_left = await admin.fetchval(INVALID)
+
+        assert Fit.EQUAL is (await migrate(url)).fit
+
+        assert was_left > 0
+        assert 0 == await admin.fetchval(INVALID)
+        await writer.close()
+        await admin.close()
 
 
 class TestFit:

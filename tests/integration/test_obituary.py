@@ -1,20 +1,12 @@
 """`receiver.dead`: whoever asks for it hears of dead letters, in the same transaction."""
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 
 from app.callbacks import Callbacks, Event, GiveUp
 from app.store import events
 from tests.integration.ledger import Ledger, until
-
-
-@pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
-    yield ledger
-    await ledger.database.close()
 
 
 @pytest.fixture(name="callbacks")
@@ -103,6 +95,17 @@ class TestObituary:
 
         assert 1 == len(await obituaries(ledger))
         assert [] == [event for event in heard if event.type == "receiver.dead"]
+
+    async def test_of_one_about_no_envelope_names_none(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        await ledger.owe("file", envelope=None)
+
+        with ledger.dispatching(callbacks):
+            await until(lambda: number_is(ledger, 1))
+
+        (said,) = await obituaries(ledger)
+        assert "envelope_id" not in said
 
     async def test_one_who_is_told_and_dies_of_it_is_not_told_of(
         self, ledger: Ledger, callbacks: Callbacks

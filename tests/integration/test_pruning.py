@@ -26,13 +26,6 @@ AGE = 90 * DAY
 LONG_AGO = datetime.now(UTC) - 100 * DAY
 
 
-@pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
-    yield ledger
-    await ledger.database.close()
-
-
 @pytest.fixture(name="receiver")
 async def _receiver(database_url: str) -> AsyncIterator[Replica]:
     async with replica(database_url, account="default", interested=lambda *_: ()) as receiver:

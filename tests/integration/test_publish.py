@@ -29,7 +29,7 @@ from app.callbacks.publish import BrokerAway, NotPublished, Publish, Refused, Un
 from app.callbacks.testing import Done, deliver, make_event
 from app.errors import GiveUp
 from tests.brokers import PASSWORD, Broker, EncryptedNats, Kafka, Nats, RabbitMQ, Redis, running
-from tests.proxy import Proxy
+from tests.faults.proxy import Proxy
 
 LIMIT = timedelta(seconds=10)
 SHORT = timedelta(seconds=1)
@@ -217,13 +217,8 @@ async def reading(reader: R) -> AsyncIterator[R]:
 @asynccontextmanager
 async def forwarded(port: int, target: tuple[str, int]) -> AsyncIterator[None]:
     """Let what connects to `port` reach `target`."""
-    wire = Proxy(target)
-    server = await asyncio.start_server(wire.serve, "127.0.0.1", port)
-    try:
+    async with Proxy(target, port=port):
         yield
-    finally:
-        server.close()
-        wire.close()
 
 
 @asynccontextmanager
@@ -231,15 +226,9 @@ async def encrypted(authority: trustme.CA, reader: Reader) -> AsyncIterator[str]
     """Give the URL of a broker behind a wire that encrypts."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    wire = Proxy(("127.0.0.1", reader.broker.port))
-    server = await asyncio.start_server(wire.serve, "127.0.0.1", 0, ssl=context)
-    port = server.sockets[0].getsockname()[1]
-    url = reader.broker.url.replace(f":{reader.broker.port}", f":{port}")
-    try:
+    async with Proxy(("127.0.0.1", reader.broker.port), tls=context) as wire:
+        url = reader.broker.url.replace(f":{reader.broker.port}", f":{wire.port}")
         yield url.replace("://", "s://")
-    finally:
-        server.close()
-        wire.close()
 
 
 async def elsewhere(publish: Publish, *events: Event) -> None:

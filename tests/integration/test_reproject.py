@@ -603,6 +603,13 @@ class TestRefusals:
         with pytest.raises(NotAllowed, match="one of the service about itself"):
             await again(receiver, own.id)
 
+    async def test_of_what_only_a_later_release_understands(self, receiver: Replica) -> None:
+        receipt = await receiver.record(make_body(envelope_id="env_1"))
+        await execute(receiver.database, EVENTS.update().values(effect="merged"))
+
+        with pytest.raises(NotAllowed, match="a later release has dealt with event"):
+            await again(receiver, receipt.event_id)
+
     async def test_leave_everything_as_it_was(self, receiver: Replica) -> None:
         """One transaction: what fails at its end has not begun."""
         id_ = await quarantine(receiver, make_body(envelope_id="env_1"))

@@ -114,7 +114,7 @@ class TestPooler:
             assert raw is not None
             before = await raw.fetch("SELECT name, setting FROM pg_settings")
 
-            async with database._transact(connection, asyncio.get_running_loop().time() + 5):
+            async with database.transact(connection, asyncio.get_running_loop().time() + 5):
                 await connection.execute(select(EVENTS))
                 await connection.execute(text("SELECT 1"))
                 within = await connection.exec_driver_sql("SELECT name FROM pg_prepared_statements")
@@ -303,17 +303,24 @@ class TestTransactions:
     async def test_a_session_that_was_terminated_is_replaced(
         self, quiet_url: str, postgres: Postgres
     ) -> None:
+        """Who is in the middle of something hears of it; who comes later does not."""
+        admin = await asyncpg.connect(postgres.url())
         async with opened(quiet_url, size=1) as database:
-            pid = await ask(database, "SELECT pg_backend_pid()")
-            admin = await asyncpg.connect(postgres.url())
-            await admin.execute("SELECT pg_terminate_backend($1, 5000)", pid)
-            await admin.close()
+
+            async def be_cut_off() -> None:
+                async with database.begin(limit=timedelta(seconds=10)) as connection:
+                    pid = (await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar()
+                    await admin.execute("SELECT pg_terminate_backend($1, 5000)", pid)
+                    await connection.exec_driver_sql("SELECT 1")
 
             with pytest.raises(DatabaseError) as caught:
-                await ask(database, "SELECT 1")
-
+                await be_cut_off()
             assert is_disconnect(caught.value)
+            pid = await ask(database, "SELECT pg_backend_pid()")
+            await admin.execute("SELECT pg_terminate_backend($1, 5000)", pid)
+            await asyncio.sleep(0.2)
             assert pid != await ask(database, "SELECT pg_backend_pid()")
+        await admin.close()
 
     async def test_an_error_of_the_server_has_its_code(self, quiet_url: str) -> None:
         async with opened(quiet_url) as database:

@@ -30,6 +30,12 @@ WRITE = "INSERT INTO notes (delivery_id) VALUES (:id)"
 Write = Callable[[AsyncSession, Event], Awaitable[object]]
 
 
+@pytest.fixture(autouse=True)
+def _time_for_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a transaction of a second is too long, a few attempts are a minute of back-off."""
+    monkeypatch.setattr("app.store.sessions.SQLITE_LIMIT", timedelta(seconds=20))
+
+
 @pytest.fixture(name="ledger")
 async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
     """With a table of the author's own, in the author's own schema."""

@@ -14,6 +14,7 @@ from app.store.callbacks import Subscription
 from app.store.models import CallbackRow
 from app.store.session import Database, DatabaseAddress
 from tests.replicas import eventually, execute
+from tests.said import said
 
 CALLBACKS: Table = CallbackRow.__table__  # type: ignore[assignment]
 
@@ -57,7 +58,7 @@ async def test_an_unchanged_table_is_not_thought_over(database: Database) -> Non
 
     await known.refresh()
 
-    assert [("envelope.signed", "acme")] == list(known._answers)
+    assert [("envelope.signed", "acme")] == list(known._state[1])
 
 
 async def test_endless_types_do_not_fill_the_memory(database: Database) -> None:
@@ -68,7 +69,7 @@ async def test_endless_types_do_not_fill_the_memory(database: Database) -> None:
     for n in range(5000):
         assert ("all",) == known.names_for(f"made.up.{n}", "acme")
 
-    assert len(known._answers) <= 1024
+    assert len(known._state[1]) <= 1024
 
 
 async def test_the_loop_outlives_a_table_that_cannot_be_read(database: Database) -> None:
@@ -84,4 +85,4 @@ async def test_the_loop_outlives_a_table_that_cannot_be_read(database: Database)
         await eventually(lambda: known.names_for("envelope.signed", "acme"))
 
     running.cancel()
-    assert ["subscriptions.delayed"] == [line["event"] for line in lines]
+    assert ["subscriptions.delayed"] == said(lines, "subscriptions")

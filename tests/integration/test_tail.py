@@ -37,19 +37,14 @@ class Only:
 ALL = Everything()
 
 
-@pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
-    yield ledger
-    await ledger.database.close()
-
-
 @pytest.fixture(name="tail")
 async def _tail(ledger: Ledger) -> AsyncIterator[Tail]:
-    """A tail that has found out where the feed ends."""
+    """A tail that has found out where the feed ends, and does not look any more."""
     tail = Tail(ledger.database)
     following = asyncio.create_task(tail.run())
-    await tail.more(START, ALL, until=soon(0.1))
+    async with come_to(tail, 0):
+        pass
+    await eventually(lambda: not tail._is_fresh)
     yield tail
     following.cancel()
 

@@ -1,7 +1,6 @@
 """Counts of all processes add up, and wait for a database that is away."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,13 +27,6 @@ INSERT INTO keys (fingerprint, label, account, first_seen_at, last_match_at)
 VALUES ('f', 'new', 'default', CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)
 """
 NOON = datetime(2026, 7, 1, 12, 0, 30, tzinfo=UTC)
-
-
-@pytest.fixture(name="ledger")
-async def _ledger(database_url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(database_url)
-    yield ledger
-    await ledger.database.close()
 
 
 def tally(at: datetime = NOON, account: str = "default", label: str = "recorded") -> Tally:

@@ -16,6 +16,7 @@ from app.store import wakeups
 from app.store.session import DatabaseAddress
 from tests.integration.ledger import Ledger, until
 from tests.integration.test_dispatch import all_are
+from tests.said import said
 
 NEVER = timedelta(minutes=10)
 
@@ -64,27 +65,27 @@ class TestListening:
         ear = Ear()
 
         async with running(asyncio.create_task(listen_for_ever(ledger.address, ear))):
-            await until(lambda: ear.heard == 1)
+            await until(lambda: ear.heard >= 1)
             await announce(ledger)
 
-            await until(lambda: ear.heard == 2)
+            await until(lambda: ear.heard >= 2)
 
     async def test_looks_once_at_the_beginning(self, ledger: Ledger) -> None:
         """What was announced while nobody listened is due all the same."""
         ear = Ear()
 
         async with running(asyncio.create_task(listen_for_ever(ledger.address, ear))):
-            await until(lambda: ear.heard == 1)
+            await until(lambda: ear.heard >= 1)
 
     async def test_does_not_hear_another_installation(self, ledger: Ledger) -> None:
         ear = Ear()
 
         async with running(asyncio.create_task(listen_for_ever(ledger.address, ear))):
-            await until(lambda: ear.heard == 1)
+            await until(lambda: ear.heard >= 1)
             async with ledger.transaction() as connection:
                 await wakeups.announce(connection, schema="another")
             await announce(ledger)
-            await until(lambda: ear.heard == 2)
+            await until(lambda: ear.heard >= 2)
 
         assert 2 == ear.heard
 
@@ -94,11 +95,11 @@ class TestListening:
 
         with structlog.testing.capture_logs() as lines:
             async with running(asyncio.create_task(listening)):
-                await until(lambda: ear.heard == 1)
+                await until(lambda: ear.heard >= 1)
                 await end_sessions_that_listen(ledger)
-                await until(lambda: ear.heard == 2)
+                await until(lambda: ear.heard >= 2)
 
-        assert ["wakeups.resumed"] == [line["event"] for line in lines]
+        assert ["wakeups.resumed"] == said(lines, "wakeups")
 
     async def test_says_once_that_it_cannot_and_goes_on_trying(self) -> None:
         nowhere = DatabaseAddress("postgresql://127.0.0.1:1/nowhere")
@@ -108,7 +109,7 @@ class TestListening:
             async with running(asyncio.create_task(listen_for_ever(nowhere, ear, pause=0.001))):
                 await asyncio.sleep(0.2)
 
-        assert ["wakeups.interrupted"] == [line["event"] for line in lines]
+        assert ["wakeups.interrupted"] == said(lines, "wakeups")
         assert 0 == ear.heard
 
     async def test_survives_an_error_of_who_is_woken(self, ledger: Ledger) -> None:
@@ -145,7 +146,7 @@ class TestListening:
             async with running(asyncio.create_task(listening)):
                 await until(lambda: len(heard) == 4)
 
-        assert ["wakeups.interrupted", "wakeups.resumed"] == [line["event"] for line in lines]
+        assert ["wakeups.interrupted", "wakeups.resumed"] == said(lines, "wakeups")
         assert "RuntimeError: not now" in lines[0]["error"]
 
     async def test_asks_a_quiet_connection_whether_it_is_there(self, ledger: Ledger) -> None:
@@ -156,7 +157,7 @@ class TestListening:
             await until(lambda: was_asked(ledger))
             await announce(ledger)
 
-            await until(lambda: ear.heard == 2)
+            await until(lambda: ear.heard >= 2)
 
 
 async def was_asked(ledger: Ledger) -> bool:
@@ -179,12 +180,12 @@ class TestAnnouncer:
             running(asyncio.create_task(listen_for_ever(ledger.address, ear))),
             running(asyncio.create_task(announcer.run())),
         ):
-            await until(lambda: ear.heard == 1)
+            await until(lambda: ear.heard >= 1)
             for _ in range(1000):
                 announcer.announce()
-            await until(lambda: ear.heard == 2)
+            await until(lambda: ear.heard >= 2)
             announcer.announce()
-            await until(lambda: ear.heard == 3)
+            await until(lambda: ear.heard >= 3)
 
         assert 3 == ear.heard
 
@@ -207,11 +208,11 @@ class TestAnnouncer:
                 running(asyncio.create_task(listen_for_ever(ledger.address, ear))),
                 running(asyncio.create_task(announcer.run())),
             ):
-                await until(lambda: ear.heard == 1)
+                await until(lambda: ear.heard >= 1)
                 announcer.announce()
-                await until(lambda: ear.heard == 2)
+                await until(lambda: ear.heard >= 2)
 
-        assert ["wakeups.unsent"] == [line["event"] for line in lines]
+        assert ["wakeups.unsent"] == said(lines, "wakeups")
 
 
 class TestDispatcher:

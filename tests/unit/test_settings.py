@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import ConfigError
-from app.settings import Settings, clean_secret, is_loopback, read_settings
+from app.settings import SECRETS, Settings, clean_secret, is_loopback, read_settings
 
 KEY = "atlas_live_0123456789abcdef"
 OTHER = "atlas_live_fedcba9876543210"
@@ -482,6 +482,49 @@ class TestOthers:
     def test_of_other_programs_are_left_alone(self, given: Callable[..., Settings]) -> None:
         assert os.environ.get("PATH")
         assert given(UNRELATED="x").keys == {}
+
+
+CANARY = "settings-canary-0123456789"
+# None of them is what anybody meant, wherever it stands.
+GARBAGE = [
+    CANARY,
+    f"{CANARY}\nX=1",
+    f"\ufeff{CANARY}",
+    f"{CANARY}\x01",
+    f"\udce9{CANARY}",
+    f"{CANARY}" + "é" * 10_000,
+    f"-1{CANARY}",
+    "-1",
+    "1e309",
+    "9" * 5_000,
+    f'["{CANARY}"]',
+    f'{{"a": "{CANARY}"}}',
+    f'{{"a": [{{"key": "{CANARY}", "use": ["{CANARY}"]}}]}}',
+    "[" * 100_000,
+    "null",
+    "${DATABASE_URL}",
+]
+
+
+class TestEverySetting:
+    @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+    @pytest.mark.parametrize("name", sorted(name.upper() for name in Settings.model_fields))
+    def test_is_taken_or_refused_by_its_name(
+        self, given: Callable[..., Settings], name: str, garbage: str
+    ) -> None:
+        """Never with an error of another kind; and a secret is not quoted in either case."""
+        said = words_about(given, name, garbage)
+
+        assert name in said
+        assert name not in SECRETS or CANARY not in said
+
+
+def words_about(given: Callable[..., Settings], name: str, value: str) -> str:
+    """Give the refusal of a value, or what is shown of the settings that hold it."""
+    try:
+        return f"{name}: {given(**{name: value})!r}"
+    except ConfigError as refused:
+        return str(refused)
 
 
 class TestLoopback:

@@ -56,6 +56,22 @@ class TestJson:
         assert first["timestamp"].endswith("Z")
         assert ("warning", 401) == (second["level"], second["status"])
 
+    def test_is_a_line_for_each_of_many(self, lines: io.BytesIO) -> None:
+        telemetry.configure(form="json", stream=lines)
+
+        get_logger("intake").info("webhook.received", each=[{"event_id": "1"}, {"event_id": "2"}])
+
+        assert [("webhook.received", "1"), ("webhook.received", "2")] == [
+            (line["event"], line["event_id"]) for line in written(lines)
+        ]
+
+    def test_is_nothing_for_each_of_none(self, lines: io.BytesIO) -> None:
+        telemetry.configure(form="json", stream=lines)
+
+        get_logger("intake").info("webhook.received", each=[])
+
+        assert b"" == lines.getvalue()
+
     @pytest.mark.parametrize("text", NASTY)
     def test_keeps_any_text_in_its_line(self, lines: io.BytesIO, text: str) -> None:
         telemetry.configure(form="json", stream=lines)
@@ -106,6 +122,13 @@ class TestPretty:
         assert 2 == len(output.splitlines())
         assert 2 * harmless == output.count("\x1b")
         assert not set(output) & set("\r\x00\x07\x85\x9b\u2028\u2029\u202e\u2066")
+
+    def test_is_a_line_for_each_of_many(self, lines: io.BytesIO) -> None:
+        telemetry.configure(form="pretty", stream=lines)
+
+        get_logger("intake").info("webhook.received", each=[{"event_id": "1"}, {"event_id": "2"}])
+
+        assert 2 == len(lines.getvalue().splitlines())
 
 
 class TestLibraries:

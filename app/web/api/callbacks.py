@@ -41,25 +41,24 @@ async def list_callbacks(_: Reader, sight: Seen, database: Pool) -> CallbackList
 @router.post(
     "/{name:path}/pause",
     summary="Give a callback nothing more",
-    responses=problems(404, 413),
+    responses=problems(404, 408, 413),
 )
 async def pause(name: Name, why: Why, consumer: Acting, database: Pool) -> CallbackChange:
     """Deliver nothing more to a callback: what is owed to it gathers, and nothing is lost."""
     refuse_nul("callback", name)
-    actor = f"api:{consumer.name}"
-    is_changed = await control.pause(database, name, reason=why.reason, actor=actor)
+    is_changed = await control.pause(database, name, reason=why.reason, actor=consumer.actor)
     return await _shown(database, name, is_changed=is_changed)
 
 
 @router.post(
     "/{name:path}/resume",
     summary="Give a callback what is owed to it",
-    responses=problems(404, 413),
+    responses=problems(404, 408, 413),
 )
 async def resume(name: Name, consumer: Acting, database: Pool) -> CallbackChange:
     """Deliver to a callback again, also if its breaker stopped that."""
     refuse_nul("callback", name)
-    is_changed = await control.resume(database, name, actor=f"api:{consumer.name}")
+    is_changed = await control.resume(database, name, actor=consumer.actor)
     return await _shown(database, name, is_changed=is_changed)
 
 

@@ -122,7 +122,7 @@ async def get_delivery(
 @router.post(
     "/{delivery_id}/retry",
     summary="Try it again now",
-    responses=problems(404, 409, 413),
+    responses=problems(404, 408, 409, 413),
 )
 async def retry(
     delivery_id: DeliveryId, acting: Acting, sight: Seen, database: Pool
@@ -131,20 +131,18 @@ async def retry(
 
     One that is done or discarded is refused: its event can be redispatched.
     """
-    actor = f"api:{acting.name}"
-    await control.retry(database, delivery_id, actor=actor, sight=sight)
+    await control.retry(database, delivery_id, actor=acting.actor, sight=sight)
     return shown_whole(await control.find(database, delivery_id, sight=sight))
 
 
 @router.post(
     "/{delivery_id}/discard",
     summary="Owe it no longer",
-    responses=problems(404, 409, 413),
+    responses=problems(404, 408, 409, 413),
 )
 async def discard(
     delivery_id: DeliveryId, why: Why, acting: Acting, sight: Seen, database: Pool
 ) -> DeliveryDetail:
     """Owe a delivery no longer: its callback will never see it, unless it is redispatched."""
-    actor = f"api:{acting.name}"
-    await control.discard(database, delivery_id, reason=why.reason, actor=actor, sight=sight)
+    await control.discard(database, delivery_id, reason=why.reason, actor=acting.actor, sight=sight)
     return shown_whole(await control.find(database, delivery_id, sight=sight))

@@ -123,7 +123,7 @@ async def get_body(
             raise Gone(f"the bytes of event {row.id} are no longer kept: pruned, or erased")
         await deliveries.audit(
             connection,
-            actor=_actor(consumer),
+            actor=consumer.actor,
             action="body.read",
             subject=f"event:{row.id}",
             details={"bytes": len(body)},
@@ -132,14 +132,10 @@ async def get_body(
     return Response(body, headers=headers, media_type="application/octet-stream")
 
 
-def _actor(consumer: Consumer) -> str:
-    return f"api:{consumer.name}"
-
-
 @router.post(
     "/{event_id}/redispatch",
     summary="Owe it to callbacks again",
-    responses=problems(404, 409, 413),
+    responses=problems(404, 408, 409, 413),
 )
 async def redispatch(
     event_id: EventId,
@@ -159,7 +155,7 @@ async def redispatch(
     made = await replay.redispatch(
         database,
         row.id,
-        actor=_actor(consumer),
+        actor=consumer.actor,
         to=None if to is None else to.callbacks,
         sight=Sight(None if accounts is None else tuple(accounts)),
     )
@@ -177,7 +173,7 @@ async def _see(
 @router.post(
     "/{event_id}/reproject",
     summary="Apply it again",
-    responses=problems(404, 409, 413),
+    responses=problems(404, 408, 409, 413),
 )
 async def reproject(
     event_id: EventId,
@@ -196,7 +192,7 @@ async def reproject(
     lost; and with `accept` for one that contradicts another.
     """
     row = await _see(database, event_id, consumer=consumer, account=atlas_account)
-    done = await applying.reproject(database, row.id, actor=_actor(consumer), is_accepted=accept)
+    done = await applying.reproject(database, row.id, actor=consumer.actor, is_accepted=accept)
     return ReprojectView(
         event_id=done.event_id,
         result=done.result,

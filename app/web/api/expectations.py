@@ -60,7 +60,7 @@ class ExpectationView(BaseModel):
 @router.put(
     "/{envelope_id:path}/expect",
     summary="Say that you created it",
-    responses=problems(404, 409, 413),
+    responses=problems(404, 408, 409, 413),
 )
 async def expect_envelope(
     envelope_id: EnvelopeId,
@@ -90,7 +90,7 @@ async def expect_envelope(
         )
         await audit(
             connection,
-            actor=f"api:{consumer.name}",
+            actor=consumer.actor,
             action="envelope.expected",
             subject=f"envelope:{envelope_id}",
             details={"account": account, "within": within},

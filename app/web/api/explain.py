@@ -13,7 +13,7 @@ from app.upkeep.explain import Entry, Story
 from app.web import cursors
 from app.web.api.deliveries import Seen
 from app.web.api.finding import EnvelopeId, refuse_unusable
-from app.web.api.operator_views import State
+from app.web.api.operator_views import ShownState
 from app.web.deps import AtlasAccount, Pool, Reader
 from app.web.errors import problems
 
@@ -74,7 +74,7 @@ class DeliveryEntry(Happening):
     event_id: UUID
     callback: str
     generation: int
-    state: State
+    state: ShownState
     attempts: int
     due_at: datetime | None
     settled_at: datetime | None

@@ -85,7 +85,7 @@ async def list_failures(
     response_class=StreamingResponse,
     summary="Try again all that died of one cause",
     responses={
-        **problems(404, 409, 413, 429),
+        **problems(404, 408, 409, 413, 429),
         200: {
             "description": "One `RetryProgress` a line, until it is over",
             "content": {MEDIA_TYPE: {"schema": RetryProgress.model_json_schema()}},
@@ -116,7 +116,7 @@ async def retry(  # noqa: PLR0913  # each is a parameter of the request
     cause = _cause(fingerprint, callback, sight)
     with ExitStack() as seat:
         seat.enter_context(seats.take(acting.name))
-        steps = failures.retry_group(database, cause, actor=f"api:{acting.name}", rate=rate)
+        steps = failures.retry_group(database, cause, actor=acting.actor, rate=rate)
         # What is refused is refused before anything is answered.
         first = await anext(steps)
         return RetryStream(Retry(first, steps, tail), on_end=seat.pop_all().close)
@@ -133,7 +133,7 @@ def _cause(fingerprint: str, callback: str | None, sight: Sight) -> Cause:
 @router.post(
     "/{fingerprint}/discard",
     summary="Give up all that died of one cause",
-    responses=problems(404, 413),
+    responses=problems(404, 408, 413),
 )
 async def discard(  # each is a parameter of the request
     fingerprint: Fingerprint,
@@ -149,9 +149,7 @@ async def discard(  # each is a parameter of the request
     Cut off in the middle, the same request goes on.
     """
     cause = _cause(fingerprint, callback, sight)
-    count = await failures.discard_group(
-        database, cause, reason=why.reason, actor=f"api:{acting.name}"
-    )
+    count = await failures.discard_group(database, cause, reason=why.reason, actor=acting.actor)
     return Discarded(discarded=count)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -13,6 +13,14 @@ from app.store.deliveries import Delivery
 from app.store.failures import Group
 
 State = Literal["pending", "running", "done", "dead", "discarded", "parked"]
+# What is answered is any word: a later release, beside this one, may have written another.
+ShownState = Annotated[
+    str,
+    Field(
+        description=f"One of {', '.join(get_args(State))}; a later release may know more.",
+        examples=["dead"],
+    ),
+]
 _ID = "01990000-0000-7000-8000-000000000001"
 _EVENT_ID = "01990000-0000-7000-8000-000000000002"
 _AT = "2026-07-01T12:00:00Z"
@@ -52,7 +60,7 @@ class DeliveryView(BaseModel):
     account: str = Field(examples=["default"])
     envelope_id: str | None = Field(examples=["env_1"])
     sequence: int | None = Field(description="The event's place in its envelope.", examples=[2])
-    state: State = Field(examples=["dead"])
+    state: ShownState
     due_at: datetime | None = Field(description="Null once nothing is owed.", examples=[None])
     attempts: int = Field(examples=[12])
     last_error: str | None = Field(examples=["ConnectError: connection refused"])

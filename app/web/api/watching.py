@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 from app.events.frozen import frozen
-from app.events.lifecycle import STATUSES, TERMINAL
+from app.events.lifecycle import TERMINAL, rank_of
 from app.upkeep.tail import Tail
 
 
@@ -54,7 +54,7 @@ class Wanted:
         # One that is further along the lattice has passed it.
         if self.until is None or status in TERMINAL:
             return True
-        return status is not None and STATUSES.index(status) >= STATUSES.index(self.until)
+        return status is not None and rank_of(status) >= rank_of(self.until)
 
 
 async def watch(

@@ -1,16 +1,19 @@
 """One call of one callback, and the only way out of it: a verdict."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import nullcontext
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from app.callbacks import Callbacks, Event, GiveUp, RetryLater
 from app.callbacks.testing import make_event
+from app.dispatch import blame
 from app.dispatch.attempt import (
+    COMMITTED,
     Call,
     Dead,
     Done,
@@ -20,6 +23,7 @@ from app.dispatch.attempt import (
     exhausted,
     run,
     run_plain,
+    timed_out,
 )
 from app.store.claims import Claim
 from app.store.contents import Content
@@ -43,9 +47,7 @@ ROW = (new_id(), False, b"{}", *EVENT, *[None] * 40)
 CONTENT = Content(ROW, is_postgresql=True, event_type="envelope.signed", fields_status=None)
 
 
-def call(
-    function: Callable[[Event], Any], content: Content | None = CONTENT, **options: Any
-) -> Call:
+def call(function: Callable[..., Any], content: Content | None = CONTENT, **options: Any) -> Call:
     callbacks = Callbacks()
     callbacks.on("*", name="it", **options)(function)
     claim = Claim(new_id(), 1, 1, 0, "it", 1, new_id(), "env_1")
@@ -93,6 +95,12 @@ class TestPlainFunction:
 
         assert isinstance(run_plain(call(lambda _: Later())), Failed)
 
+    def test_that_raises_has_not_asked_for_another_try(self) -> None:
+        verdict = run_plain(call(raising(ValueError())))
+
+        assert isinstance(verdict, Failed)
+        assert not verdict.is_asked_for
+
     def test_that_gives_up_is_dead(self) -> None:
         verdict = run_plain(call(raising(GiveUp("gone"))))
 
@@ -114,6 +122,7 @@ class TestPlainFunction:
 
         assert isinstance(verdict, Failed)
         assert wait == verdict.after
+        assert verdict.is_asked_for
         assert "RetryLater: the callback asked for another try" == verdict.error
 
     def test_of_a_delivery_that_is_gone_has_failed(self) -> None:
@@ -165,6 +174,67 @@ class TestCoroutine:
 
         assert isinstance(await run_async(call(function, where=lambda _: False)), Skipped)
 
+    async def test_that_raises_has_failed(self) -> None:
+        async def function(_: Event) -> None:
+            raise KeyError("x")
+
+        verdict = await run_async(call(function))
+
+        assert isinstance(verdict, Failed)
+        assert verdict.error.startswith("KeyError: 'x' (test_attempt.py:")
+
+
+class TestSessionCallback:
+    """It writes in the transaction that settles its delivery: there is nothing left to settle."""
+
+    async def test_is_lent_a_session_and_has_committed(self) -> None:
+        seen: list[str] = []
+
+        @asynccontextmanager
+        async def transact(call: Call) -> AsyncIterator[str]:
+            yield f"session of {call.callback.name}"
+            seen.append("committed")
+
+        async def function(event: Event, session: Any) -> None:
+            seen.append(f"{event.type}, {session}")
+
+        verdict = await run(call(function), transact)
+
+        assert ["envelope.signed, session of it", "committed"] == seen
+        assert isinstance(verdict, Done)
+        assert verdict.is_committed
+
+    async def test_is_as_done_as_any_other(self) -> None:
+        async def function(_: Event) -> None: ...
+
+        verdict = await run_async(call(function))
+
+        assert isinstance(verdict, Done)
+        assert not verdict.is_committed
+        assert not Done().is_committed
+        assert verdict == COMMITTED
+
+
+class TestTheEvent:
+    def test_says_when_the_call_will_be_given_up(self) -> None:
+        seen: list[Event] = []
+        before = datetime.now(UTC)
+
+        run_plain(call(seen.append, timeout=3600))
+
+        hour = timedelta(hours=1)
+        assert before + hour <= seen[0].deadline <= datetime.now(UTC) + hour
+
+    def test_that_is_there_already_is_the_one_that_is_given(self) -> None:
+        seen: list[Event] = []
+        event = make_event("envelope.voided")
+
+        owed = replace(call(seen.append, content=None), event=event)
+
+        assert Done() == run_plain(owed)
+        assert [event] == seen
+        assert "envelope.voided" == owed.event_type
+
 
 class TestFingerprint:
     def test_tells_causes_apart(self) -> None:
@@ -194,6 +264,17 @@ class TestFingerprint:
     def test_a_delivery_lost_too_often_has_one_as_well(self) -> None:
         assert 16 == len(exhausted(call(lambda _: None), counted=12).fingerprint)
         assert "" == call(lambda _: None, content=None).event_type
+
+    def test_is_the_same_in_the_next_release(self) -> None:
+        """Dead letters are counted by it, also those of before."""
+        slow = call(lambda _: None)
+        place = blame.home_of(slow.callback.function)
+
+        def named(kind: str) -> str:
+            return blame.fingerprint(kind, place, callback="it", event_type="envelope.signed")
+
+        assert named("timeout") == timed_out(slow).fingerprint
+        assert named("lost") == exhausted(slow, counted=12).fingerprint
 
 
 class TestAccount:

@@ -50,12 +50,28 @@ class TestClosed:
 
         assert step(recovered, Tally(succeeded=1), seconds=60).is_clean
 
-    def test_only_successes_never_open_it(self) -> None:
-        strict = Breaker(failure_rate=0.000001, calls=1)
+    def test_a_strict_one_opens_at_the_first_failure(self) -> None:
+        after = advance(CLOSED, Tally(failed=1), breaker=Breaker(calls=1), now=NOW)
+
+        assert after.open_until is not None
+
+    @pytest.mark.parametrize("rate", [0.0, 0.000001])
+    def test_only_successes_never_open_it(self, rate: float) -> None:
+        strict = Breaker(failure_rate=rate, calls=1)
 
         after = advance(CLOSED, Tally(succeeded=1000), breaker=strict, now=NOW)
 
         assert after.open_until is None
+
+    def test_unless_told_otherwise_it_judges_by_twenty_calls_of_a_minute(self) -> None:
+        usual = Breaker()
+
+        few = advance(CLOSED, Tally(9, 10), breaker=usual, now=NOW)
+        enough = advance(CLOSED, Tally(10, 10), breaker=usual, now=NOW)
+        later = advance(few, Tally(9, 10), breaker=usual, now=at(60))
+
+        assert (None, at(10), None) == (few.open_until, enough.open_until, later.open_until)
+        assert (timedelta(minutes=5), 3) == (usual.longest, usual.probes)
 
 
 class TestOpen:

@@ -49,6 +49,11 @@ class TestWait:
         assert timedelta(0) < wait <= 1.25 * LONGEST_CAP
         assert datetime(9990, 1, 1, tzinfo=UTC) + wait < datetime.max.replace(tzinfo=UTC)
 
+    def test_a_month_is_the_longest_wait(self) -> None:
+        slow = Backoff(base=timedelta(days=400), cap=timedelta(days=400))
+
+        assert timedelta(days=30).total_seconds() == seconds_after(1, slow)
+
 
 class TestNextTry:
     def try_again(self, attempt: int, after: timedelta | None = None) -> timedelta | None:
@@ -73,6 +78,9 @@ class TestNextTry:
         self, asked: timedelta, given: timedelta
     ) -> None:
         assert given == self.try_again(1, asked)
+
+    def test_reason_ends_after_a_day(self) -> None:
+        assert timedelta(days=1) == self.try_again(1, timedelta(days=2))
 
     def test_but_not_for_more_attempts(self) -> None:
         assert self.try_again(3, timedelta(minutes=7)) is None

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from app.events.lifecycle import BLANK, Envelope, accept, ends_said, project, refresh
 from app.events.payload import Event
 
@@ -49,6 +51,28 @@ class TestAcceptance:
             refresh(envelope, older, received_at=NOW).status,
         )
 
+    @pytest.mark.parametrize("at", [None, NOW])
+    def test_does_not_let_a_copy_of_what_is_overruled_come_back(self, at: datetime | None) -> None:
+        overruled = said("declined", reason="z", occurred_at=at)
+        word = said("declined", reason="a")
+
+        envelope = accept(after(overruled), word, received_at=NOW)
+        again = accept(envelope, word, received_at=NOW)
+
+        assert "a" == refresh(envelope, overruled, received_at=NOW).decline_reason
+        assert envelope == again
+        assert refresh(again, overruled, received_at=NOW) == again
+
+    def test_lets_what_atlas_says_later_stand(self) -> None:
+        envelope = accept(
+            after(said("declined", reason="z", occurred_at=NOW)),
+            said("declined", reason="a"),
+            received_at=NOW,
+        )
+        later = said("declined", reason="b", occurred_at=NOW + timedelta(seconds=1))
+
+        assert "b" == refresh(envelope, later, received_at=NOW).decline_reason
+
     def test_leaves_the_status_to_events_that_have_one(self) -> None:
         envelope = accept(after(said("sent")), said("viewed"), received_at=NOW)
 
@@ -63,6 +87,24 @@ class TestAcceptance:
         envelope = accept(after(first), said("viewed", status_word="even"), received_at=NOW)
 
         assert "even" == envelope.status_word
+
+    def test_leaves_alone_what_the_word_says_nothing_of(self) -> None:
+        known = {"a": 1}
+        first = said("sent", metadata=known, status_word="odd", occurred_at=NOW)
+        older = said("sent", metadata={"a": 2}, status_word="even")
+
+        envelope = accept(after(first), said("declined", reason="no"), received_at=NOW)
+        later = refresh(envelope, older, received_at=NOW)
+
+        assert (known, "odd") == (envelope.metadata, envelope.status_word)
+        assert (known, "odd") == (later.metadata, later.status_word)
+
+    def test_takes_a_no_for_an_answer(self) -> None:
+        newer = said("sent", is_test=True, occurred_at=NOW)
+
+        envelope = accept(after(newer), said("sent", is_test=False), received_at=NOW)
+
+        assert envelope.is_test is False
 
 
 class TestRefresh:

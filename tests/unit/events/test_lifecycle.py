@@ -22,6 +22,7 @@ from app.events.lifecycle import (
     project,
     refresh,
 )
+from app.events.parties import furthest_of
 from app.events.payload import Event, Party, parse
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -71,6 +72,46 @@ def signed(party: Party) -> Party:
     return replace(party, status="signed")
 
 
+class TestTheTables:
+    """Said once more, in words of the sender: a slip in a table is a slip in every envelope."""
+
+    @pytest.mark.parametrize(
+        "status, names",
+        [
+            ("draft", {"created", "detecting", "review"}),
+            ("pending", {"sent", "in_progress"}),
+            ("expired", {"expired"}),
+            ("voided", {"voided"}),
+            ("declined", {"declined"}),
+            ("signed", {"signed"}),
+        ],
+    )
+    def test_these_events_mean_that_status(self, status: str, names: set[str]) -> None:
+        implying = {name for name, implied in IMPLIED_STATUS.items() if implied == status}
+
+        assert {f"envelope.{name}" for name in names} == implying
+
+    def test_these_events_are_milestones(self) -> None:
+        passed = [
+            "created",
+            "sent",
+            "viewed",
+            "signed",
+            "declined",
+            "voided",
+            "expired",
+            "extracted",
+        ]
+        own = {f"envelope.{name}": f"{name}_at" for name in passed}
+
+        assert {**own, "contract.extracted": "extracted_at"} == MILESTONES
+
+    def test_these_are_the_words_for_effects_that_databases_hold(self) -> None:
+        words = ["applied", "refreshed", "stale", "milestone", "unknown", "conflict", "quarantined"]
+
+        assert words == list(Effect)
+
+
 class TestTheStatus:
     @pytest.mark.parametrize("name, status", sorted(IMPLIED_STATUS.items()))
     def test_each_event_of_the_life_cycle_implies_one(self, name: str, status: str) -> None:
@@ -107,6 +148,27 @@ class TestTheStatus:
         event = make_event("envelope.sent", status="pending", status_word="in_progress")
 
         assert after(event).status_word is None
+
+
+class TestAStatusOfALaterRelease:
+    """One that runs beside this one, or ran before it, may have stored what is not known here."""
+
+    @pytest.mark.parametrize("name", sorted(IMPLIED_STATUS))
+    def test_never_goes_back(self, name: str) -> None:
+        before = replace(after(make_event("envelope.sent")), status="reviewed")
+
+        envelope, effect = project(before, make_event(name), received_at=NOW)
+
+        assert "reviewed" == envelope.status
+        assert not envelope.disputed
+        assert Effect.STALE is effect
+
+    def test_of_a_party_does_not_either(self) -> None:
+        known = {"@ada": "notarised", "@bob": "viewed"}
+
+        furthest = furthest_of(known, ["@ada", "@bob"], (signed(ADA), signed(BOB)))
+
+        assert {"@ada": "notarised", "@bob": "signed"} == furthest
 
 
 class TestADispute:
@@ -177,6 +239,54 @@ class TestTheContext:
         late = make_event(metadata={"a": 1}, occurred_at=NOON + timedelta(microseconds=1))
 
         assert {"a": 1} == in_both_orders(early, late).metadata
+
+    def test_a_microsecond_later_is_later(self) -> None:
+        first = make_event(reason="z", metadata={"a": 2}, occurred_at=NOON)
+        then = make_event(metadata={"a": 1}, occurred_at=NOON + timedelta(microseconds=1))
+
+        assert {"a": 1} == in_both_orders(first, then).metadata
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            pytest.param(("created", "viewed", "signed"), id="viewed-is-as-far-as-sent"),
+            pytest.param(("declined", "extracted"), id="extracted-is-as-far-as-signed"),
+        ],
+    )
+    def test_an_event_beside_the_life_cycle_has_a_place_in_it(self, names: tuple[str, ...]) -> None:
+        """Whoever is further along is believed, even if it was said earlier."""
+        earlier = itertools.count()
+        events = [
+            make_event(
+                f"envelope.{name}",
+                metadata={"said": name},
+                occurred_at=NOON - timedelta(hours=next(earlier)),
+            )
+            for name in names
+        ]
+
+        for one, other in itertools.pairwise(events):
+            assert other.metadata == in_both_orders(one, other).metadata
+
+    def test_what_atlas_read_from_a_contract_is_as_far_as_signed(self) -> None:
+        declined = make_event("envelope.declined", metadata={"a": 2}, occurred_at=NOON)
+        read = make_event("contract.extracted", metadata={"a": 1}, occurred_at=NOON - timedelta(1))
+
+        assert {"a": 1} == in_both_orders(declined, read).metadata
+
+    def test_in_which_order_a_database_gives_keys_back_does_not_matter(self) -> None:
+        larger = make_event(metadata={"a": 3, "b": 0}, occurred_at=NOON)
+        smaller = make_event(metadata={"b": 1, "a": 2}, occurred_at=NOON)
+
+        assert larger.metadata == after(larger, smaller).metadata
+
+    def test_who_names_no_parties_is_as_one_of_whom_nobody_has_signed(self) -> None:
+        silent = make_event(metadata={"a": 1}, occurred_at=NOON, fields_version=2)
+        telling = make_event(
+            metadata={"a": 2}, occurred_at=NOON, fields_version=3, parties=(ADA, BOB)
+        )
+
+        assert {"a": 2} == in_both_orders(silent, telling).metadata
 
     def test_a_time_beats_no_time(self) -> None:
         timed = make_event(metadata={"a": 1}, occurred_at=datetime(1, 1, 1, tzinfo=UTC))
@@ -392,8 +502,22 @@ class TestTheEffect:
     def test_what_is_beside_the_life_cycle_says_so(self, name: str, effect: Effect) -> None:
         assert [effect] == effects(make_event(name))
 
+    def test_a_word_that_says_more_than_the_name_counts(self) -> None:
+        declined = make_event("envelope.declined")
+        signed_after_all = make_event("envelope.sent", status="signed")
+
+        assert ["applied", "applied"] == effects(declined, signed_after_all)
+
 
 class TestADuplicate:
+    def test_that_knows_when_it_happened_is_believed(self) -> None:
+        first = after(make_event("envelope.sent"))
+        later = NOON + timedelta(hours=1)
+
+        known = refresh(first, make_event("envelope.sent", occurred_at=later), received_at=NOW)
+
+        assert later == known.sent_at
+
     def test_brings_what_the_first_did_not_know(self) -> None:
         first = make_event("envelope.signed")
         richer = make_event("envelope.signed", metadata={"a": 1}, parties=(signed(ADA),))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import PayloadRejected
-from app.events.payload import MAX_DEGRADED, MAX_PARTIES, Event, Party, parse
+from app.events.payload import Event, Party, parse
 from app.events.reading import MAX_VALUES
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -112,7 +112,7 @@ class TestTheName:
 
         assert ("envelope.sent", "env_1") == (event.type, event.envelope_id)
 
-    @pytest.mark.parametrize("key", ["type", "name"])
+    @pytest.mark.parametrize("key", ["type", "name", "event_type", "eventType"])
     def test_it_may_stand_inside_an_event_object(self, key: str) -> None:
         event = read_json(
             json.dumps({"event": {key: "envelope.sent", "id": "evt_1"}, "envelope_id": "env_1"})
@@ -149,6 +149,9 @@ class TestTheName:
     )
     def test_without_a_usable_one_nothing_can_be_done(self, name: Any, reason: str) -> None:
         assert reason == refusal(body_of(event=name))
+
+    def test_the_longest_one_fits(self) -> None:
+        assert "e" * 128 == read(event="e" * 128).type
 
 
 class TestTheEnvelopeId:
@@ -197,6 +200,18 @@ class TestTheEnvelopeId:
 
         assert "envelope_id_ambiguous" == refusal(text.encode())
 
+    @pytest.mark.parametrize(
+        "body",
+        [
+            pytest.param({"envelope": {"id": "env_1", "envelope": {"id": "b"}}}, id="envelope"),
+            pytest.param(
+                {"event": {"id": "b"}, "type": "envelope.sent", "id": "env_1"}, id="event"
+            ),
+        ],
+    )
+    def test_the_id_of_what_else_is_in_there_is_none(self, body: dict[str, Any]) -> None:
+        assert "env_1" == read_json(json.dumps({"event": "envelope.sent", **body})).envelope_id
+
 
 class TestTheEventsOwnId:
     @pytest.mark.parametrize(
@@ -206,6 +221,7 @@ class TestTheEventsOwnId:
             {"eventId": "evt_1", "envelope_id": "env_1"},
             {"id": "evt_1", "envelope_id": "env_1"},
             {"id": "evt_1", "data": {"envelope_id": "env_1"}},
+            {"id": "evt_1", "event": None, "data": {"event": "a.b", "envelope_id": "env_1"}},
             {"id": "evt_1", "envelope": {"id": "env_1"}},
             {"event_id": "evt_1", "id": "env_1"},
             {"event_id": "evt_1", "id": "evt_1", "data": {"id": "env_1"}},
@@ -270,6 +286,9 @@ class TestAnyId:
     def test_the_longest_one_fits(self) -> None:
         assert "a" * 255 == read(event_id="a" * 255).atlas_event_id
 
+    def test_its_length_is_that_of_its_bytes(self) -> None:
+        assert "\u00e9" * 127 + "a" == read(event_id="\u00e9" * 127 + "a").atlas_event_id
+
     def test_a_bare_one_is_held_to_the_same_rules(self) -> None:
         assert "event_id_not_text" == refusal(body_of(id=7))
         assert "envelope_id_not_text" == refusal(b'{"event":"envelope.sent","id":7}')
@@ -292,6 +311,7 @@ class TestARepeatedKey:
         [
             ('{"event":"a.b","event":"c.d"}', "event_name_ambiguous"),
             ('{"event":"a.b","\\u0065vent":"c.d"}', "event_name_ambiguous"),
+            ('{"event":{"name":"a.b","name":"c.d"}}', "event_name_ambiguous"),
             (
                 '{"event":"envelope.sent","envelope_id":"a","envelope_id":"b"}',
                 "envelope_id_ambiguous",
@@ -456,12 +476,23 @@ class TestAValueThatNoColumnHolds:
 
     @pytest.mark.parametrize(
         "number, shown",
-        [("1e400", "inf"), ("-1e400", "-inf"), ("1e0400", "inf"), ("9" * 250 + "e99", "inf")],
+        [
+            ("1e400", "inf"),
+            ("1E+400", "inf"),
+            ("-1e400", "-inf"),
+            ("1e0400", "inf"),
+            ("9" * 250 + "e99", "inf"),
+        ],
     )
     def test_an_infinite_number_is_kept_as_text(self, number: str, shown: str) -> None:
         event = read_json(f'{{"event":"a.b","metadata":{{"n":[{number},1.5]}}}}')
 
         assert ({"n": [shown, 1.5]}, ("metadata.n[0]",)) == (event.metadata, event.degraded)
+
+    def test_infinite_numbers_of_every_spelling_may_stand_together(self) -> None:
+        event = read_json('{"event":"a.b","metadata":{"n":[1e400,1e+400,' + "9" * 250 + "e99]}}")
+
+        assert {"n": ["inf", "inf", "inf"]} == event.metadata
 
     def test_long_text_is_cut(self) -> None:
         event = read(
@@ -480,6 +511,13 @@ class TestAValueThatNoColumnHolds:
         assert {"reason", "external_id", "status", "parties[0].email", "parties[0].name"} == set(
             event.degraded
         )
+
+    @pytest.mark.parametrize("beside", ["plain", "a link: https://x.org", "odd: \ud800"])
+    def test_text_that_just_fits_is_whole(self, beside: str) -> None:
+        event = read(reason=beside, external_id="x" * 255)
+
+        assert "x" * 255 == event.external_id
+        assert "external_id" not in event.degraded
 
     def test_a_wrong_type_is_dropped(self) -> None:
         event = read(
@@ -507,10 +545,16 @@ class TestAValueThatNoColumnHolds:
 
         assert (None, ("fields_version",)) == (event.fields_version, event.degraded)
 
-    def test_the_list_of_losses_is_bounded(self) -> None:
-        event = read(parties=[7] * 200)
+    def test_it_may_be_as_large_as_a_column_holds(self) -> None:
+        assert 2_147_483_647 == read(fields_version=2_147_483_647).fields_version
 
-        assert MAX_DEGRADED == len(event.degraded)
+    def test_the_list_of_losses_is_bounded(self) -> None:
+        assert 32 == len(read(parties=[7] * 200).degraded)
+
+    def test_so_is_the_path_of_each(self) -> None:
+        event = read(metadata={"k" * 200: ["\x00"]})
+
+        assert ("metadata." + "k" * 119,) == event.degraded
 
 
 class TestTheTime:
@@ -545,6 +589,10 @@ class TestTheTime:
     )
     def test_one_instant_is_one_instant_however_written(self, value: Any) -> None:
         assert NOON == read(timestamp=value).occurred_at
+
+    def test_a_hundred_thousand_million_is_a_number_of_milliseconds(self) -> None:
+        assert datetime(1973, 3, 3, 9, 46, 40, tzinfo=UTC) == read(timestamp=10**11).occurred_at
+        assert read(timestamp=10**11 - 1).occurred_at is None
 
     def test_microseconds_are_kept(self) -> None:
         event = read(timestamp="2026-07-01T11:59:59.000001Z")
@@ -589,6 +637,25 @@ class TestTheTime:
             event = read_json(json.dumps({"event": "envelope.signed", **body}))
             assert event.occurred_at is None
 
+    @pytest.mark.parametrize("key", ["created_at", "createdAt", "sent_at", "sentAt"])
+    @pytest.mark.parametrize(
+        "envelope",
+        [
+            pytest.param({}, id="by-its-name"),
+            pytest.param({"id": "env_1"}, id="by-its-id"),
+        ],
+    )
+    def test_no_time_of_an_envelope_is(self, key: str, envelope: dict[str, Any]) -> None:
+        event = read(envelope={**envelope, key: "2026-07-01T12:00:00Z"})
+
+        assert event.occurred_at is None
+
+    @pytest.mark.parametrize("key", ["created_at", "createdAt", "sent_at", "sentAt"])
+    def test_not_even_if_it_only_has_the_envelopes_id(self, key: str) -> None:
+        event = read(data={"id": "env_1", key: "2026-07-01T12:00:00Z"})
+
+        assert event.occurred_at is None
+
 
 class TestTheStatus:
     @pytest.mark.parametrize(
@@ -626,17 +693,23 @@ class TestTheParties:
         assert (Party(), Party(order=2)) == read(parties=[{}, {"order": 2}]).parties
 
     def test_names_of_both_generations_are_understood(self) -> None:
-        event = read(parties=[{"role_name": "Buyer", "orderIndex": 0}, {"roleName": "Seller"}])
+        buyer, seller = {"role_name": "Buyer", "orderIndex": 0}, {"roleName": "S", "order_index": 1}
 
-        assert (Party(role="Buyer", order=0), Party(role="Seller")) == event.parties
+        assert (Party(role="Buyer", order=0), Party(role="S", order=1)) == read(
+            parties=[buyer, seller]
+        ).parties
 
     def test_a_bad_element_goes_and_the_others_stay(self) -> None:
-        event = read(parties=["ada", {"email": 7, "order": -1}, None])
+        event = read(parties=["ada", {"email": 7, "role": [], "order": -1}, None])
 
         assert (Party(email="7"),) == event.parties
-        assert ("parties[0]", "parties[1].email", "parties[1].order", "parties[2]") == (
-            event.degraded
-        )
+        assert (
+            "parties[0]",
+            "parties[1].email",
+            "parties[1].role",
+            "parties[1].order",
+            "parties[2]",
+        ) == event.degraded
 
     @pytest.mark.parametrize(
         "element, status",
@@ -644,7 +717,10 @@ class TestTheParties:
             ({"status": "waiting"}, "waiting"),
             ({"status": "Pending"}, "pending"),
             ({"status": "viewed"}, "viewed"),
+            ({"status": "declined"}, "declined"),
+            ({"status": "signed"}, "signed"),
             ({"status": "completed"}, "signed"),
+            ({"status": "signed", "declinedAt": 1}, "signed"),
             ({"signed_at": "2026-07-01T12:00:00Z"}, "signed"),
             ({"signedAt": 1, "status": "pending"}, "signed"),
             ({"signedAt": None, "status": "pending"}, "pending"),
@@ -663,9 +739,10 @@ class TestTheParties:
         assert ((Party(),), ("parties[0].status",)) == (event.parties, event.degraded)
 
     def test_a_crowd_is_cut(self) -> None:
-        event = read(parties=[{}] * (MAX_PARTIES + 1))
+        fits, crowd = read(parties=[{}] * 256), read(parties=[{}] * 257)
 
-        assert (MAX_PARTIES, ("parties",)) == (len(event.parties or ()), event.degraded)
+        assert (256, ()) == (len(fits.parties or ()), fits.degraded)
+        assert (256, ("parties",)) == (len(crowd.parties or ()), crowd.degraded)
 
 
 class TestTheMetadata:
@@ -756,6 +833,13 @@ class TestTheExtraction:
     def test_identifiers_are_none(self, whole: Any) -> None:
         assert read(event="contract.extracted", data=whole).extraction is None
 
+    def test_what_is_lost_of_it_is_noted(self) -> None:
+        body = body_of(event="contract.extracted", data={"amount": "HUGE"})
+
+        event = parse(body.replace(b'"HUGE"', b"1e400"), received_at=NOW)
+
+        assert ("data.amount",) == event.degraded
+
     def test_data_of_other_events_is_none(self) -> None:
         assert read(data={"amount": 1}).extraction is None
 
@@ -782,6 +866,43 @@ class TestSecrets:
 
     def test_a_link_without_a_host_is_one_too(self) -> None:
         assert {"sign_url": "[redacted]"} == read(metadata={"sign_url": "/sign/1?t=a"}).metadata
+
+
+class TestOtherNames:
+    @pytest.mark.parametrize(
+        "key, field",
+        [
+            ("reason", "reason"),
+            ("decline_reason", "reason"),
+            ("declineReason", "reason"),
+            ("void_reason", "reason"),
+            ("voidReason", "reason"),
+            ("connected_org_id", "tenant"),
+            ("connectedOrgId", "tenant"),
+            ("organizationId", "tenant"),
+            ("organization_id", "tenant"),
+            ("org_id", "tenant"),
+            ("orgId", "tenant"),
+            ("account", "tenant"),
+            ("account_id", "tenant"),
+            ("accountId", "tenant"),
+            ("external_id", "external_id"),
+            ("externalId", "external_id"),
+            ("client_reference_id", "client_reference_id"),
+            ("clientReferenceId", "client_reference_id"),
+            ("send_error", "send_error"),
+            ("sendError", "send_error"),
+            ("detection_error", "detection_error"),
+            ("detectionError", "detection_error"),
+            ("fields_status", "fields_status"),
+            ("fieldsStatus", "fields_status"),
+        ],
+    )
+    def test_of_a_text_are_all_understood(self, key: str, field: str) -> None:
+        assert "what it says" == getattr(read(**{key: "what it says"}), field)
+
+    def test_count_less_than_being_near(self) -> None:
+        assert "near" == read(voidReason="near", data={"reason": "far"}).reason
 
 
 class TestNestedBodies:

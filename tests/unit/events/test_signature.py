@@ -109,6 +109,8 @@ class TestTheHeader:
             pytest.param(b"t=1,v1=" + b"a" * 64, id="another-vendors"),
             pytest.param(b"sha256=" + b"a" * 63 + b"\xff", id="not-ascii"),
             pytest.param(b"sha256=" + b"a" * 64 + b"\n", id="line-feed"),
+            pytest.param(b"xsha256=" + b"a" * 64, id="letter-before"),
+            pytest.param(b"sha256=" + b"a" * 64 + b"x", id="letter-behind"),
             pytest.param(b"sha256=" + b"a" * 64 + b",sha256=" + b"a" * 64, id="joined-by-comma"),
         ],
     )
@@ -139,6 +141,10 @@ class TestAKey:
         assert fingerprint == fingerprint_of(b"atlas_live_0123456789abcdef")
         assert fingerprint != hashlib.sha256(b"atlas_live_0123456789abcdef").hexdigest()[:16]
 
+    def test_its_fingerprint_is_the_same_in_every_release(self) -> None:
+        """Databases remember it: another one would make every key an unknown one."""
+        assert "fcd88822856d3b98" == fingerprint_of(b"atlas_live_0123456789abcdef")
+
     def test_its_label_is_derived_where_nobody_chose_one(self) -> None:
         secret = b"atlas_live_0123456789abcdef"
 
@@ -160,6 +166,9 @@ class TestAKey:
 
         assert "weak" in str(caught.value)
         assert not secret.strip() or secret.decode() not in str(caught.value)
+
+    def test_one_of_sixteen_bytes_is_long_enough(self) -> None:
+        assert {"default"} == KeyRing([make_key(b"16-bytes-exactly")]).accounts
 
     def test_one_secret_cannot_belong_to_two_accounts(self) -> None:
         with pytest.raises(ValueError, match="more than one account"):
@@ -229,6 +238,12 @@ class TestAForgery:
         with pytest.raises(SignatureRejected, match="mismatch"):
             KeyRing([key]).verify(BODY, bytes(digest), account=None, now=NOW)
 
+    def test_it_is_refused_as_such(self) -> None:
+        with pytest.raises(SignatureRejected) as caught:
+            KeyRing([make_key()]).verify(BODY, b"\x00" * 32, account=None, now=NOW)
+
+        assert "mismatch" == caught.value.reason
+
     @pytest.mark.parametrize("cut", [slice(0, 31), slice(0, 0), slice(1, 32)])
     def test_a_part_of_the_digest_proves_nothing(self, cut: slice) -> None:
         key = make_key()
@@ -284,6 +299,18 @@ class TestTheOrderOfTrying:
             costs.append(len(spent))
 
         assert [4, 1] == costs
+
+    def test_matches_do_not_make_a_failure_dearer(self, spent: list[bytes]) -> None:
+        keys = [numbered_key(number) for number in range(2)]
+        ring = KeyRing(keys)
+        for number in range(6):
+            ring.verify(BODY, signed_with(keys[number % 2]), account="default", now=NOW)
+        spent.clear()
+
+        with pytest.raises(SignatureRejected):
+            ring.verify(BODY, b"\x00" * 32, account="default", now=NOW)
+
+        assert 2 == len(spent)
 
     def test_every_account_has_a_memory_of_its_own(self, spent: list[bytes]) -> None:
         keys = [numbered_key(number) for number in range(3)]

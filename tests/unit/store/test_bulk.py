@@ -68,6 +68,13 @@ class TestColumns:
 
         assert [["a", "b"], ['["x"]', None]] == columns.arrays([("a", ["x"]), ("b", None)])
 
+    def test_rows_of_a_type_have_their_documents_as_text(self) -> None:
+        columns = Columns(EVENTS, ["account", "degraded"])
+
+        rows = columns.tuples([("a", ["x"]), ("b", None)], is_postgresql=True)
+
+        assert [("a", '["x"]'), ("b", None)] == rows
+
     def test_documents_that_a_driver_has_read_already_are_taken_as_they_are(self) -> None:
         columns = Columns(EVENTS, ["degraded"])
 
@@ -85,9 +92,9 @@ class TestColumns:
         names = ["id", "is_test", "fields_version", "version", "parties", "updated_at"]
 
         assert (
-            "unnest($3::text[], $4::bool[], $5::int4[], $6::int8[], $7::text[], $8::timestamptz[])"
-            " AS r (id, is_test, fields_version, version, parties, updated_at)"
-        ) == Columns(ENVELOPES, names).unnest(3, alias="r")
+            "unnest($1::text[], $2::bool[], $3::int4[], $4::int8[], $5::text[], $6::timestamptz[])"
+            " AS incoming (id, is_test, fields_version, version, parties, updated_at)"
+        ) == Columns(ENVELOPES, names).unnested
 
 
 async def test_nothing_to_insert_asks_for_nothing() -> None:

@@ -1,26 +1,48 @@
-"""A connection that says nothing, or says it slowly, does not stay."""
+"""A connection that says nothing, says it slowly, or takes no answer, does not stay."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import uvicorn
 
 from app.web.protocol import Protocol
+from app.web.seats import CUT
+from tests.replicas import eventually
 
 
 class Impatient(Protocol):
-    """With a deadline that a test can wait for."""
+    """With deadlines that a test can wait for."""
 
     head_time = 0.2
+    reader_time = 0.3
+    max_connections = 3
 
 
-async def application(_: Any, __: Any, send: Any) -> None:
+async def application(scope: Any, __: Any, send: Any) -> None:
     """Answers at once and reads nothing, as a refusal by the head does."""
+    if scope["path"] in {"/long", "/rest"}:
+        await answer_at_length(scope, send)
+        return
     headers = [(b"content-length", b"0")]
     await send({"type": "http.response.start", "status": 401, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+PIECE = b"x" * 10_000
+
+
+async def answer_at_length(scope: Any, send: Any) -> None:
+    """Answer more than lies on a wire; at `/rest`, only until there is something left to send."""
+    transport = scope[CUT].__self__
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(2_000):
+        await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+        if scope["path"] == "/rest" and transport.get_write_buffer_size():
+            break
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -33,11 +55,15 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
         writer.close()
 
 
+@pytest.fixture(name="state")
+def _state() -> uvicorn.server.ServerState:
+    return uvicorn.server.ServerState()
+
+
 @pytest.fixture(name="port")
-async def _port() -> AsyncIterator[int]:
+async def _port(state: uvicorn.server.ServerState) -> AsyncIterator[int]:
     config = uvicorn.Config(application, log_config=None, lifespan="off", http=Impatient)
     config.load()
-    state = uvicorn.server.ServerState()
     server = await asyncio.get_running_loop().create_server(
         lambda: Impatient(config, state, {}), "127.0.0.1", 0
     )
@@ -187,3 +213,84 @@ class TestUpgrade:
             for _ in range(3):
                 assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401")
             assert b"" == await read_to_end(reader)
+
+
+@contextlib.contextmanager
+def asking(port: int, said: bytes, *, room: int = 4096) -> Iterator[socket.socket]:
+    """A client that asks, and does not read; the system keeps so much for it."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        client.connect(("127.0.0.1", port))
+        client.settimeout(0)
+        client.send(said)
+        yield client
+
+
+class TestReader:
+    @pytest.mark.parametrize("path", ["/long", "/rest"])
+    @pytest.mark.parametrize("more", ["", "Connection: close\r\n"], ids=["kept", "closing"])
+    async def test_that_takes_nothing_is_cut_off(
+        self, port: int, state: uvicorn.server.ServerState, path: str, more: str
+    ) -> None:
+        said = f"GET {path} HTTP/1.1\r\nHost: a\r\n{more}\r\n".encode()
+
+        with asking(port, said):
+            await eventually(lambda: state.connections)
+            if path == "/rest" and not more:
+                # What is kept open is closed when it was idle for long, or by a stop.
+                await eventually(lambda: state.total_requests)
+                [connection] = state.connections
+                assert isinstance(connection, Protocol)
+                connection.timeout_keep_alive_handler()
+
+            await eventually(lambda: not state.connections and not state.tasks)
+
+    async def test_that_is_slow_is_given_all_of_it(self, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        said = b"GET /long HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        taken, began = 0, loop.time()
+        with asking(port, said, room=1_000_000) as client:
+            while piece := await loop.sock_recv(client, 500_000):
+                taken += len(piece)
+                if loop.time() - began < 3 * Impatient.reader_time:
+                    await asyncio.sleep(0.01)
+
+        assert taken > 2_000 * len(PIECE)
+
+
+class TestTooManyConnections:
+    async def test_are_told_to_come_again(
+        self, port: int, state: uvicorn.server.ServerState
+    ) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(Impatient.max_connections):
+                _, writer = await stack.enter_async_context(connected(port))
+                writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            async with connected(port) as (reader, writer):
+                writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}")
+                refused = await read_to_end(reader)
+        await eventually(lambda: not state.connections)
+        async with connected(port) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: 1\r\n" in refused
+        assert b"\r\ncontent-type: application/problem+json\r\n" in refused
+        assert head.startswith(b"HTTP/1.1 401 ")
+
+    async def test_make_nobody_end_the_process(self, port: int) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(Impatient.max_connections):
+                await stack.enter_async_context(connected(port))
+            async with connected(port) as (reader, writer):
+                writer.write(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401 ")
+
+    async def test_are_not_told_if_there_is_no_end_of_them(self, port: int) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(2 * Impatient.max_connections):
+                await stack.enter_async_context(connected(port))
+            async with connected(port) as (reader, _):
+                assert b"" == await read_to_end(reader)
