@@ -48,6 +48,8 @@ SETTINGS: Mapping[str, str] = {
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 30.0
+# On a machine that has other things to do, a process needs a while to begin.
+START_DEADLINE = 90.0
 DOOR = "/webhooks/atlas"
 
 
@@ -120,11 +122,16 @@ class Service:
             self.terminate()
         self.check_secrecy()
 
+    @property
+    def command(self) -> list[str]:
+        """How the process is started, if it is started now."""
+        return [sys.executable, "-m", "app", *self.arguments]
+
     def start(self) -> Self:
         """Start the process, and do not wait; its log goes on where it was."""
         with self._log.open("ab") as log, self._said.open("ab") as said:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "app", *self.arguments],
+                self.command,
                 cwd=ROOT,
                 env=environment(self.settings),
                 stdin=subprocess.DEVNULL,
@@ -134,17 +141,19 @@ class Service:
         return self
 
     def wait_until_ready(self) -> Self:
-        self.wait_until(self.is_ready, "ready")
+        self.wait_until(self.is_ready, "ready", seconds=START_DEADLINE)
         return self
 
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_until(
+        self, condition: Callable[[], bool], what: str, *, seconds: float = DEADLINE
+    ) -> None:
         """Wait until `condition` holds; a process that ends meanwhile never will."""
 
         def holds() -> bool:
             assert self.is_running, f"the service ended: {self.said}\n{self.log}"
             return condition()
 
-        wait_for(holds, f"{what}; it said: {self.said}\n{self.log}")
+        wait_for(holds, f"{what}; it said: {self.said}\n{self.log}", seconds=seconds)
 
     @property
     def process(self) -> "subprocess.Popen[bytes]":

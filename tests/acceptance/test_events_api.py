@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from app.cli.serve import Server, _bind, _server
+from app.cli.listening import Server, _bind, _server
 from app.main import Application, create_app
 from app.settings import Settings
 from app.web import cursors
@@ -895,7 +895,8 @@ async def running(url: str, **settings: Any) -> AsyncIterator[tuple[Application,
     services = Services(Settings(_env_file=None, **values), takes_webhooks=True, works=False)  # type: ignore[call-arg]
     app = create_app(services)
     port = free_port()
-    server: Server = _server(app, services)
+    server: Server = _server(app, services, room=1000)
+    app.state.connections = server.server_state.connections
     serving = asyncio.create_task(server.serve(_bind("127.0.0.1", port)))
     await eventually(lambda: server.started and services._is_prepared)
     try:

@@ -1,11 +1,13 @@
 """Alive is not ready: a database that is away makes nobody restart anything."""
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from tests.acceptance.conftest import with_password
@@ -145,10 +147,44 @@ class TestDatabase:
         lone.wait_until(lambda: is_taken(lone, body), "200 after the database went on")
         lone.wait_until_ready()
 
-    def test_that_was_away_leaves_no_error_behind(self, lone: Service) -> None:
+    @pytest.mark.parametrize("table", ["events", "envelopes", "identities"])
+    def test_with_a_locked_table_leaves_everything_else_alive(
+        self, lone: Service, url: str, table: str
+    ) -> None:
+        with locked(url, table):
+            start = time.monotonic()
+            answer = lone.deliver(make_body(), KEY)
+            took = time.monotonic() - start
+            asked = [
+                lone.ask(path, TOKEN).status for path in ("/api/events", "/api/envelope/env_1")
+            ]
+            is_alive, is_ready = lone.is_alive(), lone.is_ready()
+            refused = lone.post(b"{}", signed(b"", KEY)).status
+
+        assert 503 == answer.status
+        assert took < PROMISED
+        assert {200, 404, 503} >= set(asked)
+        assert (True, True, 401) == (is_alive, is_ready, refused)
+        body = make_body()
+        lone.wait_until(lambda: is_taken(lone, body), "200 after the lock")
+
+    def test_in_trouble_leaves_no_error_behind(self, lone: Service) -> None:
         assert not [line for line in lone.lines() if line.get("status") == 500]
         assert [] == lone.lines("request.crashed") + lone.lines("loop.failed")
         assert "Traceback" not in lone.said
+
+
+@contextmanager
+def locked(url: str, table: str) -> Iterator[None]:
+    """Hold a table as somebody does who changes it by hand."""
+    with asyncio.Runner() as runner:
+        settings = {"search_path": "atlas_receiver"}
+        holder = runner.run(asyncpg.connect(url, server_settings=settings))
+        runner.run(holder.execute(f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+        try:
+            yield
+        finally:
+            runner.run(holder.close())
 
 
 class TestSchema:

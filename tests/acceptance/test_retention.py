@@ -68,15 +68,17 @@ def left(database_url: str) -> int:
 
 
 @contextmanager
-def pruning(service: Service) -> Iterator["subprocess.Popen[bytes]"]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app", "prune", "--older-than", "90d"],
-        cwd=ROOT,
-        env=environment(service.settings),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def pruning(service: Service, said: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Prune in a process of its own, which tells `said` why it ends if it does."""
+    with said.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "prune", "--older-than", "90d"],
+            cwd=ROOT,
+            env=environment(service.settings),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
     try:
         yield process
     finally:
@@ -121,13 +123,19 @@ class Sender:
 
 class TestPrune:
     def test_killed_half_way_under_load_it_goes_on(
-        self, service: Service, database: str, operator: Operator
+        self, service: Service, database: str, operator: Operator, tmp_path: Path
     ) -> None:
         fill(database, OLD)
+        said = tmp_path / "said"
 
         with Sender(service) as sender:
-            with pruning(service) as process:
-                wait_for(lambda: left(database) < OLD, "some bodies are gone", seconds=PATIENCE)
+            with pruning(service, said) as process:
+
+                def has_begun() -> bool:
+                    assert process.poll() is None, f"it ended: {said.read_text()}"
+                    return left(database) < OLD
+
+                wait_for(has_begun, "some bodies are gone", seconds=PATIENCE)
                 other = operator.say("prune", "--older-than", "90d")
                 process.kill()
             remaining = left(database)

@@ -34,7 +34,7 @@ from tests.acceptance.service import (
 )
 from tests.acceptance.tables import bodies_of, count
 from tests.factories import make_body, new_envelope_id, signed
-from tests.postgres import create_database, drop_database, replace_database
+from tests.postgres import Postgres, create_database, drop_database, replace_database
 
 SECOND = "atlas_live_canary_of_another_key"
 
@@ -336,6 +336,43 @@ class TestStop:
             assert time.monotonic() - start < 8
             service.start().wait_until_ready()
             assert 200 == service.deliver(body, KEY).status
+
+    def test_waits_for_no_request_without_end(self, sqlite_url: str, tmp_path: Path) -> None:
+        """It is given up as a whole: nothing of it is stored, and a retry finds nothing odd."""
+        envelope_id = new_envelope_id()
+        body = make_body(envelope_id=envelope_id)
+        with (
+            Service("serve", home=tmp_path, DATABASE_URL=sqlite_url) as service,
+            Connection(service.port) as connection,
+        ):
+            connection.send(request("POST", DOOR, [signed(body, KEY)], body)[:-10])
+            wait_for(service.is_alive, "another answer, so that the first has begun")
+            service.signal()
+            # Ten seconds for the body, and as many for all that is open; and a busy machine.
+            code = service.wait(60)
+            left = bodies_of(sqlite_url, envelope_id)
+
+            service.start().wait_until_ready()
+            retry = service.deliver(body, KEY).json()["outcome"]
+
+        assert (0, [], "recorded") == (code, left, retry)
+
+    def test_is_not_prevented_by_a_database_that_says_nothing(self, tmp_path: Path) -> None:
+        """Its server is frozen: connections are taken, and never answered."""
+        with Postgres() as server:
+            url = server.create_database("receiver")
+            service = Service("serve", "--migrate", home=tmp_path, DATABASE_URL=url)
+            with service:
+                assert 200 == service.deliver(make_body(), KEY).status
+                server.suspend()
+                try:
+                    status = service.deliver(make_body(), KEY).status
+                    service.signal()
+                    code = service.wait(60)
+                finally:
+                    server.resume()
+
+        assert (503, 0) == (status, code)
 
     @pytest.mark.parametrize("after", [0.3, 1.0])
     def test_during_the_start_is_clean(self, empty_url: str, tmp_path: Path, after: float) -> None:

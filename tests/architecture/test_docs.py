@@ -39,6 +39,9 @@ DOCUMENTS = [
         "docs/callbacks.md",
         "docs/logs.md",
         "docs/retention.md",
+        "docs/reliability.md",
+        "docs/security.md",
+        "SECURITY.md",
     )
 ]
 SETTINGS = {name.upper() for name in Settings.model_fields}

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -19,7 +20,8 @@ MODULES = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if path.stat().st_size > 0
 )
-VERBS = ["run", "test", "check", "openapi", "fix", "bench", "soak", "migration", "lock"]
+VERBS = ["run", "test", "check", "audit", "openapi", "fix", "bench", "mutants", "soak"]
+VERBS += ["migration", "lock"]
 
 
 def read(name: str) -> str:
@@ -30,7 +32,7 @@ class TestLocks:
     def test_there_is_one_for_each_purpose(self) -> None:
         extras = sorted(f"extra-{name}.txt" for name in PROJECT["optional-dependencies"])
 
-        assert ["bench.txt", *extras, "run.txt", "test.txt", "tools.txt"] == [
+        assert ["audit.txt", "bench.txt", *extras, "run.txt", "test.txt", "tools.txt"] == [
             path.name for path in LOCKS
         ]
 
@@ -90,6 +92,18 @@ class TestModules:
 
         assert docstring, "has no docstring"
         assert docstring.splitlines()[0].endswith((".", "?", ":")), "starts with no sentence"
+
+
+def test_a_verb_does_not_wait_for_what_it_does_not_use() -> None:
+    """Operators call them in loops, and every start of the service pays for every import."""
+    heavy = {"alembic", "fastapi", "httpx2", "starlette", "uvicorn"}
+    program = "import sys, app.cli; print(*sys.modules)"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+    assert not heavy & set(loaded)
 
 
 class TestSettings:
