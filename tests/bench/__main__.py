@@ -23,21 +23,38 @@ from rich.progress import (
 
 from tests.bench import machine, report
 from tests.bench.measurement import Measurement, Result, Told, Worked, combine
+from tests.bench.processes import carry_out
 from tests.bench.queues import Deliveries, Filling, PgQueuer, Procrastinate, Queue
 from tests.bench.readers import Crowded
 from tests.bench.reads import Reading
-from tests.bench.receivers import Receiver, Service, Textbook
+from tests.bench.receivers import Receiver, Service, Textbook, TextbookAsync
 from tests.bench.reference import pgbench_version, references
 from tests.bench.report import Results
+from tests.bench.variants import AtWork, Grown, OnSqlite, Replicas, SameRows, Start, ThreeWrites
 from tests.bench.working import CLOCKED, SCENES, Working
-from tests.postgres import DURABLE, Postgres, PostgresUnavailableError
+from tests.postgres import DURABLE, Postgres
 
-RECEIVERS = ("reference", "one-statement", "service", "textbook")
+RECEIVERS = ("reference", "one-statement", "service", "textbook", "textbook-async")
+# As they are named on the command line.
+VARIANTS = {
+    "at-work": AtWork,
+    "replicas": Replicas,
+    "grown": Grown,
+}
 QUEUES = ("deliveries", "procrastinate", "pgqueuer")
-CONTENDERS = (*RECEIVERS, *QUEUES, "history", "working", "reads", "readers")
-ARRIVALS = 1_000
-OPEN_LOOP = f"service at {ARRIVALS:,}/s"
-OPEN_LOOP_CONNECTIONS = 64
+CONTENDERS = (
+    *RECEIVERS,
+    *VARIANTS,
+    "sqlite",
+    "start",
+    *QUEUES,
+    "history",
+    "working",
+    "reads",
+    "readers",
+)
+# Sent at a fixed rate: to whom, and on how many connections.
+PACES = {"service": (1_000, 64), "two replicas": (300, 64)}
 SCENE_CONNECTIONS = 8
 # Whoever needs longer for its queue is stopped, and what it did until then counts.
 DRAIN_SECONDS = 8.0
@@ -51,7 +68,17 @@ it as ratios.
 reference      pgbench, one event per transaction: begin, three statements, commit
 one-statement  pgbench, the same writes in one statement: the hardest to keep up with
 service        python -m app serve --only webhooks --no-work, one process
-textbook       FastAPI and the SQLAlchemy ORM as one writes them on a first afternoon
+textbook       FastAPI and the SQLAlchemy ORM as one writes them on a first afternoon,
+               following FastAPI's tutorial
+textbook-async the same with async sessions on asyncpg
+
+at-work        the service with a callback at work in the same process
+replicas       two processes of the service on one database
+grown          the service on a database that knows ten million identities; filling it
+               takes two minutes and 3 GB of disk for each copy
+sqlite         the service on a file; on such a file the same rows, one transaction for
+               each event; and so the three writes of the reference
+start          from nothing to the first 200, on SQLite
 
 deliveries     python -m app work: 20,000 deliveries to a callback that does nothing
 procrastinate  its own worker: 20,000 jobs that do nothing
@@ -70,12 +97,13 @@ acknowledged event is looked for in the database, byte for byte; of what the API
 answered, a sample is compared with it.
 
 The closed loop sends on each connection as soon as the last answer is there. One more
-window sends at 1,000 events/s, whatever the answers do; its latencies count from the
-moment at which an event should have been sent.
+window sends 1,000 events/s to one process, another 300 events/s to two replicas,
+whatever the answers do; their latencies count from the moment at which an event should
+have been sent.
 """
 EPILOG = """\
 examples:
-  python -m tests.bench                            all of it, about ten minutes
+  python -m tests.bench                            all of it, about twenty minutes
   python -m tests.bench --quick                    a first impression, under a minute
   python -m tests.bench --only service --connections 128 --rounds 5
   python -m tests.bench --markdown table.md        the table for a document, too
@@ -100,6 +128,8 @@ class Prepared(Protocol):
 class Contender(Prepared, Protocol):
     """What every receiver of events can do."""
 
+    connections: Sequence[int] | None
+
     def measure(self, connections: int, seconds: float) -> Measurement:
         """Run one window on a new database."""
 
@@ -117,22 +147,34 @@ class Turn(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Events are sent: to whom, on how many connections, and whether at a fixed rate."""
+    """Events are sent as fast as they are answered: to whom, and on how many connections."""
 
     contender: Contender
     connections: int
-    is_paced: bool = False
 
     @property
     def name(self) -> str:
-        name = OPEN_LOOP if self.is_paced else self.contender.name
-        return f"{name}, {self.connections} connections"
+        return f"{self.contender.name}, {self.connections} connections"
 
     def measure(self, seconds: float) -> Measurement:
-        if self.is_paced and isinstance(self.contender, Receiver):
-            measured = self.contender.measure(self.connections, 2 * seconds, ARRIVALS)
-            return replace(measured, contender=OPEN_LOOP)
         return self.contender.measure(self.connections, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Events are sent at a fixed rate, whatever the answers do."""
+
+    receiver: Receiver
+    rate: int
+    connections: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.receiver.name} at {self.rate:,}/s"
+
+    def measure(self, seconds: float) -> Measurement:
+        measured = self.receiver.measure(self.connections, 4 * seconds, self.rate)
+        return replace(measured, contender=self.name, is_paced=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A plain kill has to end the children, too, and `finally` does that.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(stderr=True, highlight=False)
-    try:
-        return _bench(options, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; everything that was started has been ended")
-        return 130
-    except (RuntimeError, PostgresUnavailableError) as error:
-        console.print(str(error), style="red", markup=False)
-        return 1
+    return carry_out(lambda: _bench(options, console), console)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -253,6 +288,8 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
         Postgres(settings={**DURABLE, **CLOCKED}) as clocked,
     ):
         contenders = _choose(options.only, postgres, Path(scratch))
+        file = OnSqlite(postgres, Path(scratch))
+        starting = [file] if "start" in options.only else []
         queues = _queues(options, postgres, Path(scratch))
         scenes = [Working(clocked, Path(scratch), scene) for scene in SCENES]
         if "working" not in options.only:
@@ -267,14 +304,23 @@ def _bench(options: argparse.Namespace, console: Console) -> int:
             console.print(line)
         turns: list[Turn] = [
             *_windows(contenders, options),
+            *_paces(contenders),
+            *map(Start, starting),
             *map(Drain, queues),
             *map(Play, scenes),
             *asking,
             *map(Listening, waiting),
         ]
-        prepared: list[Prepared] = [*contenders, *queues, *scenes, *asking, *waiting]
+        prepared: list[Prepared] = [
+            *contenders,
+            *starting,
+            *queues,
+            *scenes,
+            *asking,
+            *waiting,
+        ]
         measured = _run(prepared, turns, options, console)
-    results = Results(measured, open_loop=OPEN_LOOP)
+    results = Results(measured)
     table = Console(highlight=False)
     table.width = report.width_of(table)
     table.print(report.render(results))
@@ -288,8 +334,14 @@ def _choose(only: Sequence[str], postgres: Postgres, scratch: Path) -> list[Cont
         *references(postgres),
         Service(postgres, scratch),
         Textbook(postgres, scratch),
+        TextbookAsync(postgres, scratch),
     ]
-    return [contender for contender in contenders if contender.name in only]
+    chosen = [contender for contender in contenders if contender.name in only]
+    chosen += [kind(postgres, scratch) for name, kind in VARIANTS.items() if name in only]
+    if "sqlite" in only:
+        file = OnSqlite(postgres, scratch)
+        chosen = [*chosen, file, SameRows(file, scratch), ThreeWrites(scratch)]
+    return chosen
 
 
 def _queues(options: argparse.Namespace, postgres: Postgres, scratch: Path) -> list[Queue]:
@@ -339,20 +391,23 @@ def _run(
 
 
 def _windows(contenders: Sequence[Contender], options: argparse.Namespace) -> Iterator[Window]:
-    for connections in options.connections:
+    for connections in sorted({1, 32, 128, *options.connections}):
         for contender in contenders:
-            yield Window(contender, connections)
+            if connections in (contender.connections or options.connections):
+                yield Window(contender, connections)
+
+
+def _paces(contenders: Sequence[Contender]) -> Iterator[Pace]:
     for contender in contenders:
-        if contender.name == "service":
-            yield Window(contender, OPEN_LOOP_CONNECTIONS, is_paced=True)
+        if isinstance(contender, Receiver) and contender.name in PACES:
+            yield Pace(contender, *PACES[contender.name])
 
 
 def _place(one: Result) -> tuple[int, int]:
     """Say where in the tables it stands; what has no place of its own comes in its turn."""
-    order = [*RECEIVERS, OPEN_LOOP]
-    if not isinstance(one, Measurement) or one.contender not in order:
-        return len(order), 0
-    return order.index(one.contender), one.connections
+    if not isinstance(one, Measurement) or one.contender not in RECEIVERS:
+        return len(RECEIVERS), 0
+    return RECEIVERS.index(one.contender), one.connections
 
 
 @contextlib.contextmanager

@@ -35,8 +35,8 @@ from tests.bench.pairs import (
     Pair,
     routes_of,
 )
-from tests.bench.processes import python, run
-from tests.postgres import DURABLE, Postgres, PostgresUnavailableError
+from tests.bench.processes import carry_out, python, run
+from tests.postgres import DURABLE, Postgres
 
 SMALL = Filling(10_000, 50_000)
 CONNECTIONS = (1, 8)
@@ -77,14 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (refusal := room(options.scratch, _filling(options))) is not None:
         console.print(refusal, style="red", markup=False)
         return 2
-    try:
-        return _bench(options, console)
-    except KeyboardInterrupt:
-        console.print("interrupted; everything that was started has been ended")
-        return 130
-    except (RuntimeError, PostgresUnavailableError) as error:
-        console.print(str(error), style="red", markup=False)
-        return 1
+    return carry_out(lambda: _bench(options, console), console)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

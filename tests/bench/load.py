@@ -34,6 +34,7 @@ WARM_UP_CHUNK = 4_000
 # Bodies are made for this much more than the warm-up promised, so as not to run out.
 MARGIN = 1.5
 LAST_ANSWER = 15.0
+UNANSWERED = "unanswered"
 
 _RECORDED = b'"outcome":"recorded"'
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
@@ -68,6 +69,8 @@ class Order:
     rate: float | None = None
     # Warm up at that rate, too: what is fired as fast as it can be leaves work behind.
     is_gentle: bool = False
+    # Every second connection goes there, if there is one.
+    other_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +194,9 @@ class Load:
         self._maker = Maker(order.secret)
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
-        for _ in range(order.connections):
-            self._watch(Connection(order.port))
+        ports = (order.port, order.other_port or order.port)
+        for number in range(order.connections):
+            self._watch(Connection(ports[number % 2]))
         self._acknowledged: list[bytes] = []
         self._failures: Counter[str] = Counter()
         self._latencies = array("q")
@@ -213,7 +217,9 @@ class Load:
     def prepare(self, count: int) -> list[bytes]:
         """Make the requests of the window, and forget the warm-up."""
         requests = self._maker.make(count)
-        self._failures.clear()
+        # What nobody answered may be stored all the same, as the audit will see.
+        unanswered = self._failures[UNANSWERED]
+        self._failures = Counter({UNANSWERED: unanswered} if unanswered else {})
         self._latencies = array("q")
         gc.freeze()
         gc.disable()
@@ -299,20 +305,31 @@ class Load:
         name = "200, not recorded" if status == "200" else status or "closed"
         self._failures[name] += 1
         if not answer or b"connection: close" in answer.lower():
-            # The kernel forgets a closed descriptor, and so does epoll.
-            del self._connections[number]
-            connection.reopen()
-            self._watch(connection)
+            self._reopen(number, connection)
+
+    def _reopen(self, number: int, connection: Connection) -> None:
+        # The kernel forgets a closed descriptor, and so does epoll.
+        del self._connections[number]
+        connection.reopen()
+        self._watch(connection)
 
     def _drain(self, *, counted: bool = False) -> None:
         """Wait for what is under way; late answers are promises like any other."""
         end = time.monotonic() + LAST_ANSWER
         while busy := sum(c.request is not None for c in self._connections.values()):
             if time.monotonic() > end:
-                self._failures["unanswered"] += busy
+                self._failures[UNANSWERED] += busy
+                self._abandon()
                 break
             for _ in self._answered(0.05, counted=counted):
                 pass
+
+    def _abandon(self) -> None:
+        """Leave connections that owe an answer: it would be taken for that of the next request."""
+        for number, connection in list(self._connections.items()):
+            if connection.request is not None:
+                connection.request = None
+                self._reopen(number, connection)
 
 
 def milliseconds(ordered: Sequence[int], part: float) -> float:

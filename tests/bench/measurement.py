@@ -29,6 +29,8 @@ class Measurement:
     # The time of day at which the window opened.
     began: float = NAN
     acknowledged: int = 0
+    # Sent at a fixed rate, whatever the answers did.
+    is_paced: bool = False
     # Callbacks were at work, and events came at a leisurely pace.
     is_scene: bool = False
     # Of each event, the milliseconds from its commit to the start of the callback.
@@ -108,7 +110,17 @@ class Told:
     faults: list[str] = field(default_factory=list)
 
 
-Result = Measurement | Worked | Reads | Told
+@dataclass(frozen=True, slots=True)
+class Started:
+    """One process, from its start to its first 200."""
+
+    contender: str
+    seconds: float
+    crowd: float
+    faults: list[str] = field(default_factory=list)
+
+
+Result = Measurement | Worked | Reads | Told | Started
 
 
 def combine(rounds: Sequence[Result]) -> Result:
@@ -143,6 +155,8 @@ def _add_up(rounds: Sequence[Any]) -> Any:
         times: Any = {n: sorted(t for one in rounds for t in getattr(one, n)) for n in names}
         acknowledged = sum(one.acknowledged for one in rounds)
         return replace(rounds[0], acknowledged=acknowledged, faults=faults, **times)
+    if isinstance(rounds[0], Started):
+        return rounds[0]
     if isinstance(rounds[0], Worked):
         return replace(rounds[0], done=sum(one.done for one in rounds), faults=faults)
     return replace(

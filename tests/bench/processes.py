@@ -6,10 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
+
+from rich.console import Console
+
+from tests.postgres import PostgresUnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_DEADLINE = 30.0
@@ -78,7 +82,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> 
         if process.poll() is not None or time.monotonic() > deadline:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
             raise RuntimeError(f"the receiver did not get ready; its log ends:\n{tail}")
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def clean_environment() -> dict[str, str]:
@@ -109,3 +113,15 @@ def _is_ready(port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def carry_out(measure: Callable[[], int], console: Console) -> int:
+    """Measure, and return the exit status; what goes wrong is said in words."""
+    try:
+        return measure()
+    except KeyboardInterrupt:
+        console.print("interrupted; everything that was started has been ended")
+        return 130
+    except (RuntimeError, PostgresUnavailableError) as error:
+        console.print(str(error), style="red", markup=False)
+        return 1

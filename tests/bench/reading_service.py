@@ -7,7 +7,7 @@ the work of the route and nothing else.
 import argparse
 from typing import Any
 
-from app.cli import serve
+from app.cli import listening, serve
 from app.main import Application, Face, create_app
 from app.web.deps import Reader
 from app.wiring import Services
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     port = parser.parse_args().port
     # Everything else, from the event loop to uvicorn's options, is what `serve` itself does.
-    serve.create_app = create_app_with_nothing  # type: ignore[attr-defined]
-    serve._run(serve._settings(), [(Face.API, "127.0.0.1", port)], works=False)
+    listening.create_app = create_app_with_nothing  # type: ignore[attr-defined]
+    listening._run(serve._settings(), [(Face.API, "127.0.0.1", port)], works=False)
 
 
 if __name__ == "__main__":

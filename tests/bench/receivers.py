@@ -36,6 +36,8 @@ class Receiver(ABC):
     """Something that answers webhooks, on a database that is fresh for each window."""
 
     name: str
+    # On how many connections it is fired at; None: on all that are asked for.
+    connections: Sequence[int] | None = None
     # Give the digest of the bytes of each event that has everything it must have.
     digests: str
     tables: Mapping[str, str]
@@ -45,6 +47,16 @@ class Receiver(ABC):
         self._scratch = scratch
         self._secret = secrets.token_hex(32)
         self._port = free_port()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._port
+
+    @property
+    def log(self) -> Path:
+        """Where it writes what it has to say."""
+        return self._scratch / "receiver.log"
 
     @abstractmethod
     def prepare(self) -> None:
@@ -61,7 +73,7 @@ class Receiver(ABC):
     def measure(self, connections: int, seconds: float, rate: float | None = None) -> Measurement:
         """Start the receiver, fire at it, stop it, and look for every event."""
         url = self.create_database()
-        log = self._scratch / "receiver.log"
+        log = self.log
         digests = self._scratch / "digests"
         order = Order(self._port, self._secret, connections, seconds, str(digests), rate)
         try:
@@ -70,15 +82,30 @@ class Receiver(ABC):
                 running(self.command(), environment=self.environment(url), log=log) as process,
             ):
                 wait_until_ready(process, self._port, log)
-                asyncio.run(_checkpoint(url))
+                self._settle(url)
                 measurement = self._fire(order, process)
             return asyncio.run(self._audit(url, measurement, digests.read_bytes()))
         finally:
-            self._postgres.drop_database("bench")
+            self._discard()
+
+    def _settle(self, url: str) -> None:
+        asyncio.run(_checkpoint(url))
+
+    def _discard(self) -> None:
+        self._postgres.drop_database("bench")
+
+    def receivers(self, process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """Return every process whose time is charged to the receiver."""
+        return [psutil.Process(process.pid)]
 
     def company(self, url: str) -> AbstractContextManager[object]:
         """Return what has to run beside it."""
         del url
+        return nullcontext()
+
+    def watching(self, process: subprocess.Popen[bytes]) -> AbstractContextManager[object]:
+        """Return what has to be done as the window opens, and as it closes."""
+        del process
         return nullcontext()
 
     def environment(self, url: str) -> dict[str, str]:
@@ -90,7 +117,7 @@ class Receiver(ABC):
         }
 
     def _fire(self, order: Order, process: subprocess.Popen[bytes]) -> Measurement:
-        receiver = [psutil.Process(process.pid)]
+        receiver = self.receivers(process)
         load = subprocess.Popen(
             python("-m", "tests.bench.load"),
             cwd=ROOT,
@@ -105,8 +132,9 @@ class Receiver(ABC):
             _expect(load, "ready")
             before = cpu_seconds(receiver), cpu_seconds(self._postgres.family())
             crowd = Crowd()
-            _say(load, "go")
-            result = Result(**json.loads(_hear(load)))
+            with self.watching(process):
+                _say(load, "go")
+                result = Result(**json.loads(_hear(load)))
             after = cpu_seconds(receiver), cpu_seconds(self._postgres.family())
             others = crowd.share(sum(after) - sum(before) + result.own_cpu)
             _expect(load, "done")
@@ -133,18 +161,23 @@ class Receiver(ABC):
     async def _audit(self, url: str, measured: Measurement, digests: bytes) -> Measurement:
         """Compare what was acknowledged with what is stored, byte for byte."""
         promised = [digests[at : at + DIGEST] for at in range(0, len(digests), DIGEST)]
+        stored, rows = await self._ask(url)
+        measured.rows.update(rows)
+        measured.faults.extend(find_faults(measured, promised, stored))
+        return measured
+
+    async def _ask(self, url: str) -> tuple[list[bytes], dict[str, int]]:
+        """Return the digests of what is stored, and how many rows each table has."""
         connection = await asyncpg.connect(url)
         try:
             stored = [row[0] for row in await connection.fetch(self.digests)]
             rows = {
-                table: await connection.fetchval(f"SELECT count(*) FROM {place}")  # noqa: S608
+                table: int(await connection.fetchval(f"SELECT count(*) FROM {place}"))  # noqa: S608
                 for table, place in self.tables.items()
             }
         finally:
             await connection.close()
-        measured.rows.update(rows)
-        measured.faults.extend(find_faults(measured, promised, stored))
-        return measured
+        return stored, rows
 
 
 def find_faults(
@@ -186,8 +219,13 @@ class Service(Receiver):
         name: f"atlas_receiver.{name}" for name in ("events", "envelopes", "deliveries")
     }
 
+    @property
+    def template(self) -> str:
+        """The database that each window has a copy of."""
+        return f"template of {self.name}"
+
     def prepare(self) -> None:
-        url = self._postgres.create_database("bench_service")
+        url = self._postgres.create_database(self.template)
         run(python("-m", "app", "migrate"), environment=self.environment(url))
         asyncio.run(subscribe(url, "bench"))
 
@@ -196,13 +234,14 @@ class Service(Receiver):
         return python(*what, "--host", "127.0.0.1", "--port", str(self._port))
 
     def create_database(self) -> str:
-        return self._postgres.create_database("bench", template="bench_service")
+        return self._postgres.create_database("bench", template=self.template)
 
 
 class Textbook(Receiver):
     """What the service is compared with: tests/bench/textbook.py, one worker."""
 
     name = "textbook"
+    module = "tests.bench.textbook"
     digests = """
         SELECT sha256(e.body) FROM events e
         JOIN envelopes v ON v.id = e.envelope_id
@@ -214,11 +253,18 @@ class Textbook(Receiver):
         """It makes its tables itself."""
 
     def command(self) -> Sequence[str]:
-        what = ("-m", "uvicorn", "tests.bench.textbook:app", "--no-access-log")
+        what = ("-m", "uvicorn", f"{self.module}:app", "--no-access-log")
         return python(*what, "--log-level", "warning", "--port", str(self._port))
 
     def create_database(self) -> str:
         return self._postgres.create_database("bench")
+
+
+class TextbookAsync(Textbook):
+    """The same with `async` throughout: tests/bench/textbook_async.py."""
+
+    name = "textbook-async"
+    module = "tests.bench.textbook_async"
 
 
 async def _checkpoint(url: str) -> None:

@@ -26,6 +26,8 @@ _DONE = re.compile(r"actually processed: (\d+)")
 class Reference:
     """One SQL file, fired by as many pgbench clients as there would be connections."""
 
+    connections: Sequence[int] | None = None
+
     def __init__(self, postgres: Postgres, name: str, script: Path, schema: Path = SCHEMA) -> None:
         self.name = name
         self._postgres = postgres

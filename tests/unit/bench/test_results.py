@@ -60,7 +60,7 @@ class TestResults:
     def test_a_hot_read_is_compared_with_the_empty_route(self) -> None:
         reads = Reads([make_asked(EMPTY, rate=200), make_asked(rate=80)])
 
-        goals = Results([reads, make_told()], open_loop="").goals()
+        goals = Results([reads, make_told()]).goals()
 
         ratio, waiting = (next(g for g in goals if name in g.name) for name in (STATUS, "waiting"))
         assert 0.4 == ratio.value
@@ -71,7 +71,7 @@ class TestResults:
     def test_a_wrong_answer_is_a_fault(self) -> None:
         wrong = replace(make_asked(), faults=["it says otherwise"])
 
-        assert ["it says otherwise"] == Results([Reads([wrong])], open_loop="").faults()
+        assert ["it says otherwise"] == Results([Reads([wrong])]).faults()
 
 
 class TestComparison:
