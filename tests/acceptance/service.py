@@ -219,6 +219,16 @@ class Service:
             and all(line.get(name) == value for name, value in fields.items())
         ]
 
+    def line(self, event: str | None = None, **fields: object) -> dict[str, Any]:
+        """Wait for the one line with this name and these fields.
+
+        Senders are answered before a line is written, and may read the log before that.
+        """
+        what = f"a line {event or ''} with {fields}"
+        wait_for(lambda: bool(self.lines(event, **fields)), what)
+        [line] = self.lines(event, **fields)
+        return line
+
     def check_secrecy(self) -> None:
         """No secret stands in anything that was said, however the test went."""
         said = self.log + self.said

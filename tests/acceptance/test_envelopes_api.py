@@ -581,12 +581,9 @@ class TestExpectOfOneAccount:
             connection.execute(
                 "UPDATE expectations SET due_at = created_at WHERE envelope_id = ?", [envelope_id]
             )
-        wait_for(
-            lambda: bool(service.lines("envelope.silent", envelope_id=envelope_id)), "the silence"
-        )
+        line = service.line("envelope.silent", envelope_id=envelope_id)
 
         assert [("api:manager", "envelope.expected")] == audited
-        (line,) = service.lines("envelope.silent", envelope_id=envelope_id)
         assert ("beta", "manager") == (line["account"], line["expected_by"])
         feed = service.ask("/api/events?wait=5&type=receiver.silent", TOKEN).json()["items"]
         assert [envelope_id] == [item["envelope_id"] for item in feed]
@@ -676,7 +673,7 @@ class TestDocument:
         assert 503 == answer.status
         assert answer.is_problem
         assert "retry-after" in answer.headers
-        assert kept.service.lines("document.unreadable", envelope_id=kept.envelope_id)
+        assert kept.service.line("document.unreadable", envelope_id=kept.envelope_id)
 
     def test_that_is_not_archived_is_not_found(self, managed: tuple[Service, Path]) -> None:
         service, _ = managed

@@ -197,7 +197,7 @@ class TestSchema:
                 database.execute("DELETE FROM alembic_version")
             service.wait_until(lambda: not service.is_ready(), "not ready without its schema")
             checks = service.get("/readyz").json()["checks"]
-            [line] = service.lines("service.not_ready")
+            line = service.line("service.not_ready")
 
         assert "schema absent" == checks["database"]
         assert "this release needs" in line["obstacle"]

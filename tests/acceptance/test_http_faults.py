@@ -668,7 +668,7 @@ class TestLog:
 
         event_id = service.deliver(body, KEY).json()["event_id"]
 
-        [line] = service.lines("webhook.received", event_id=event_id)
+        line = service.line("webhook.received", event_id=event_id)
         assert {
             "outcome": "recorded",
             "envelope_id": envelope_id,
@@ -683,7 +683,7 @@ class TestLog:
     def test_says_why_a_body_was_not_understood(self, service: Service) -> None:
         answer = service.deliver(b'{"envelope_id":"%s"}' % new_envelope_id().encode(), KEY)
 
-        [line] = service.lines("webhook.received", event_id=answer.json()["event_id"])
+        line = service.line("webhook.received", event_id=answer.json()["event_id"])
         assert ("quarantined", "event_name_absent") == (line["outcome"], line["reason"])
 
     def test_says_why_a_request_was_refused(self, service: Service) -> None:
@@ -709,7 +709,7 @@ class TestLog:
 
         answer = service.deliver(make_body(envelope_id=envelope_id), KEY)
 
-        [line] = service.lines("webhook.received", event_id=answer.json()["event_id"])
+        line = service.line("webhook.received", event_id=answer.json()["event_id"])
         assert envelope_id == line["envelope_id"]
         assert service.log.isascii()
 
@@ -719,7 +719,7 @@ class TestLog:
 
         answer = service.deliver(body, KEY)
 
-        [line] = service.lines("webhook.received", event_id=answer.json()["event_id"])
+        line = service.line("webhook.received", event_id=answer.json()["event_id"])
         assert (None, "envelope_id_unusable") == (line["envelope_id"], line["reason"])
 
     def test_has_no_error_after_all_of_this(self, service: Service) -> None:
