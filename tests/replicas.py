@@ -140,12 +140,12 @@ async def replica(
         yield one
     finally:
         await intake.close()
-        done, _ = await asyncio.wait([one.running], timeout=15)
+        done, _ = await asyncio.wait([one.running], timeout=60)
         await database.close()
     assert done
 
 
-async def eventually(is_true: Callable[[], Any], *, within: float = 10) -> None:
+async def eventually(is_true: Callable[[], Any], *, within: float = 30) -> None:
     """Wait until `is_true` gives something true; it may be a coroutine function."""
     async with asyncio.timeout(within):
         while True:

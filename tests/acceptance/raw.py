@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-DEADLINE = 15.0
+# Shorter than the waits, of 30 s and more, that an answer must not need.
+DEADLINE = 25.0
 NO_BODY = {100, 204, 304}
 
 Header = tuple[bytes, bytes]
@@ -177,7 +178,7 @@ def exchange(port: int, data: bytes, *, is_head: bool = False) -> Answer:
         return connection.read(is_head=is_head)
 
 
-def wait_until_listening(port: int, *, seconds: float = 30.0) -> None:
+def wait_until_listening(port: int, *, seconds: float = 60.0) -> None:
     """Wait until somebody accepts connections on `port`."""
     deadline = time.monotonic() + seconds
     while True:

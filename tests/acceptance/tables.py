@@ -9,13 +9,16 @@ from typing import Any
 import asyncpg
 
 Row = tuple[Any, ...]
+# How long a busy database may let us wait, in seconds.
+PATIENCE = 30
 
 
 def rows(database_url: str, query: str, *values: object) -> list[Row]:
     """Run a query with parameters `$1`, `$2`, … on either database."""
     if database_url.startswith("sqlite:///"):
         named = {str(number): value for number, value in enumerate(values, start=1)}
-        with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
+        path = database_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, timeout=PATIENCE)) as connection:
             return connection.execute(query, named).fetchall()
     # In a thread of its own: the caller may be a test with a running event loop.
     with ThreadPoolExecutor(1) as pool:
@@ -24,7 +27,7 @@ def rows(database_url: str, query: str, *values: object) -> list[Row]:
 
 async def _fetch(database_url: str, query: str, *values: object) -> list[Row]:
     connection = await asyncpg.connect(
-        database_url, timeout=10, server_settings={"search_path": "atlas_receiver"}
+        database_url, timeout=PATIENCE, server_settings={"search_path": "atlas_receiver"}
     )
     try:
         return [tuple(row) for row in await connection.fetch(query, *values)]

@@ -116,11 +116,12 @@ def on_postgresql(
 
 
 @contextmanager
-def on_sqlite(database_url: str, home: Path) -> Iterator[Site]:
+def on_sqlite(database_url: str, home: Path, *, lease: float = LEASE) -> Iterator[Site]:
     """One process that does everything, on a migrated file."""
-    with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
+    path = database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, timeout=30)) as connection:
         connection.executescript(WATCHED_SQLITE)
-    service = Service("serve", home=home, **_settings(database_url, home))
+    service = Service("serve", home=home, **_settings(database_url, home, lease=lease))
     with _started([service]):
         yield Site(database_url, home / "notes", [service], [])
 
@@ -135,12 +136,12 @@ def _started(services: Sequence[Service]) -> Iterator[None]:
         yield
 
 
-def _settings(database_url: str, home: Path) -> dict[str, str]:
+def _settings(database_url: str, home: Path, *, lease: float = LEASE) -> dict[str, str]:
     is_postgresql = not database_url.startswith("sqlite")
     return {
         "DATABASE_URL": database_url,
         "CALLBACKS": "tests.faults.callbacks:callbacks",
-        "DELIVERY_LEASE": f"{LEASE}s",
+        "DELIVERY_LEASE": f"{lease}s",
         "DELIVERY_CONCURRENCY": str(SLOTS),
         "NOTES": os.fspath(home / "notes"),
         "ONCE": "watched.once" if is_postgresql else "watched_once",
@@ -148,7 +149,7 @@ def _settings(database_url: str, home: Path) -> dict[str, str]:
 
 
 async def _watch_postgresql(database_url: str) -> None:
-    connection = await asyncpg.connect(database_url, timeout=10)
+    connection = await asyncpg.connect(database_url, timeout=30)
     try:
         await connection.execute(WATCHED_POSTGRESQL)
     finally:
