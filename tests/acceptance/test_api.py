@@ -426,7 +426,7 @@ class TestParts:
 def is_listening(port: int) -> bool:
     try:
         return exchange(port, request("GET", "/livez")).status == 200
-    except OSError:
+    except (OSError, EOFError):
         return False
 
 

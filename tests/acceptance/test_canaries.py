@@ -21,6 +21,7 @@ from tests.acceptance.service import (
     OPERATOR_TOKEN,
     SECRETS,
     SETTINGS,
+    START_DEADLINE,
     TOKEN,
     Service,
     free_port,
@@ -161,6 +162,7 @@ def were_all_tried(url: str) -> bool:
 
 
 class TestSecrets:
+    @pytest.mark.timeout(300)
     def test_are_in_nothing_that_is_said(
         self, own_server: Postgres, settings: dict[str, str], tmp_path: Path
     ) -> None:
@@ -206,11 +208,15 @@ class TestSecrets:
         url = own_server.url().replace("postgres@", f"nobody:{DATABASE_PASSWORD}@")
         if verb[0] in {"serve", "work"}:
             service = Service(*verb, home=tmp_path, DATABASE_URL=url).start()
-            wait_for(lambda: service.is_alive() or not service.is_running, "a first word")
+            wait_for(
+                lambda: service.is_alive() or not service.is_running,
+                "a first word",
+                seconds=START_DEADLINE,
+            )
             service.terminate()
             said = service.log + service.said
         else:
-            ended = run(*verb, seconds=90, DATABASE_URL=url)
+            ended = run(*verb, DATABASE_URL=url)
             said = ended.stdout + ended.stderr
 
         assert said
@@ -233,7 +239,7 @@ class TestSecrets:
     def test_are_in_no_refusal_to_start(self, wrong: dict[str, str], tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path}/nothing.db"
 
-        ended = run("serve", seconds=90, **{"DATABASE_URL": url, **wrong})
+        ended = run("serve", seconds=START_DEADLINE, **{"DATABASE_URL": url, **wrong})
 
         assert ended.returncode > 0
         assert [] == found_in(ended.stdout + ended.stderr, NEVER)

@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -30,7 +31,7 @@ def _production(
 ) -> Iterator[Service]:
     from tests.postgres import create_database, drop_database, replace_database
 
-    name = "receiver_docs_page"
+    name = f"receiver_{uuid4().hex}"
     create_database(server, name, template=postgres_template)
     url = with_password(replace_database(server, name))
     home = tmp_path_factory.mktemp("production")

@@ -80,7 +80,7 @@ def inner(service: Service, setting: str = "API_PORT") -> int:
 def is_listening(port: int) -> bool:
     try:
         return answered(port, "GET", "/livez").status == 200
-    except OSError:
+    except (OSError, EOFError):
         return False
 
 

@@ -1,6 +1,7 @@
 """What every answer of the API has: an id, safe headers, one log line, and no secrets."""
 
 import re
+from uuid import uuid4
 
 import pytest
 
@@ -125,13 +126,13 @@ class TestLines:
     @pytest.mark.parametrize("text", NASTY)
     def test_are_one_for_each_request(self, service: Service, text: str) -> None:
         """Case 176, in paths; `lines` reads each of them as JSON."""
-        before = len(service.lines("request.answered"))
+        mine = uuid4().hex
 
         for target in (f"/api/envelope/{text}", f"/{text}", f"/api/stats?step={text}"):
-            service.ask(target, TOKEN)
+            service.ask(target, TOKEN, (b"X-Request-ID", mine.encode()))
 
         service.wait_until(
-            lambda: len(service.lines("request.answered")) == before + 3, "three lines"
+            lambda: len(service.lines("request.answered", request_id=mine)) == 3, "three lines"
         )
 
     def test_hold_only_plain_characters(self, service: Service) -> None:

@@ -1,6 +1,5 @@
 """Signed but hostile bodies, and broken HTTP: never a 5xx, and the same on both databases."""
 
-import json
 import time
 from collections.abc import Sequence
 from uuid import UUID
@@ -14,6 +13,8 @@ from tests.acceptance.tables import bodies_of, count, rows
 from tests.factories import make_body, new_envelope_id, signed
 
 RECORDED, QUARANTINED = "recorded", "quarantined"
+# A connection that is to be closed at once is by then; one that is kept stays for longer.
+SOON = 9
 
 # Where `%s` stands, each test puts an id of its own.
 VIEWED = '{"event":"envelope.viewed","envelope_id":"%s"'
@@ -364,9 +365,9 @@ class TestBrokenRequest:
         wait_for(
             lambda: len(service.lines("webhook.abandoned")) == seen + 1, "a line about the sender"
         )
-        assert [] == service.lines(level="error")
+        assert [] == service.errors()
         assert before == count(database, "events")
-        assert service.is_ready()
+        service.wait_until_ready()
 
     @pytest.mark.parametrize(
         "data",
@@ -546,7 +547,7 @@ class TestConnection:
             connection.half_close()
 
             assert RECORDED == outcome(connection.read())
-            assert connection.is_closed_within(5)
+            assert connection.is_closed_within(SOON)
 
     def test_that_is_idle_and_ends_on_one_side_is_closed(self, service: Service) -> None:
         with Connection(service.port) as connection:
@@ -554,7 +555,7 @@ class TestConnection:
             assert 401 == connection.read().status
             connection.half_close()
 
-            assert connection.is_closed_within(5)
+            assert connection.is_closed_within(SOON)
 
     @pytest.mark.parametrize(
         "size, header, status",
@@ -582,7 +583,7 @@ class TestConnection:
             connection.send(request("POST", DOOR, [signed(body, KEY)], body) + b"\x16\x03\r\n")
 
             assert RECORDED == outcome(connection.read())
-            assert connection.is_closed_within(5)
+            assert connection.is_closed_within(SOON)
 
     def test_is_no_tunnel(self, service: Service) -> None:
         assert 400 == exchange(service.port, b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n").status
@@ -723,7 +724,7 @@ class TestLog:
         assert (None, "envelope_id_unusable") == (line["envelope_id"], line["reason"])
 
     def test_has_no_error_after_all_of_this(self, service: Service) -> None:
-        assert [] == service.lines(level="error")
+        assert [] == service.errors()
         assert [] == service.lines(status=500)
         assert "Traceback" not in service.log + service.said
-        assert json.loads(service.get("/readyz").body)["status"] == "ready"
+        service.wait_until_ready()

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,9 +78,7 @@ class TestMetrics:
         assert 3 == after[waits] - before[waits]
 
     def test_have_every_level(self, service: Service) -> None:
-        found = {name.partition("{")[0] for name in scrape(service)}
-
-        assert {
+        levels = {
             "atlas_build",
             "atlas_calls",
             "atlas_database_pool_in_use",
@@ -93,7 +92,12 @@ class TestMetrics:
             "atlas_pending_events",
             "atlas_waiters",
             "process_resident_memory_bytes",
-        } <= found
+        }
+
+        # Those of the database come once it has answered.
+        service.wait_until(
+            lambda: levels <= {name.partition("{")[0] for name in scrape(service)}, "all of them"
+        )
 
     def test_stay_few_whatever_strangers_send(self, service: Service) -> None:
         """Case 179: types, paths and methods that nobody has heard of.
@@ -138,20 +142,29 @@ class TestAttempts:
             Service("serve", "--no-work", home=tmp_path, DATABASE_URL=sqlite_url) as door,
             Service("work", home=tmp_path, DATABASE_URL=sqlite_url, CALLBACKS=CALLBACKS) as worker,
         ):
-            name = 'atlas_attempts_total{callback="audit_log",verdict="done"}'
+            expected = {
+                'atlas_attempts_total{callback="audit_log",verdict="done"}': 1,
+                # Of the database, which may have been asked before there was a callback.
+                'atlas_breaker_state{callback="audit_log"}': 0,
+            }
             door.deliver(make_body(), KEY)
-            worker.wait_until(lambda: scrape(worker).get(name) == 1, "an attempt in the metrics")
+            worker.wait_until(
+                lambda: expected.items() <= scrape(worker).items(), "an attempt in the metrics"
+            )
             found = scrape(worker)
 
         assert 1 == found["atlas_attempt_duration_seconds_count"]
-        assert 0 == found['atlas_breaker_state{callback="audit_log"}']
 
 
 class TestStats:
     def test_have_a_line_for_everything_from_the_beginning(self, service: Service) -> None:
-        answer = service.ask("/api/stats?step=hour", TOKEN)
+        def told() -> Any:
+            return service.ask("/api/stats?step=hour", TOKEN).json()
 
-        found = answer.json()
+        # There are levels once the database has answered.
+        service.wait_until(lambda: told().get("now") is not None, "levels")
+        found = told()
+
         lines = {(line["name"], line["label"]): line for line in found["series"]}
         assert 60 == len(found["times"])
         assert {60} == {len(line["points"]) for line in lines.values()}
@@ -169,12 +182,13 @@ class TestStats:
     def test_count_what_happened_to_the_accounts_of_the_token(self, service: Service) -> None:
         for key in (KEY, BETA_KEY, "a key that nobody was given"):
             service.deliver(make_body(event="envelope.viewed"), key)
+        # Counts are written down now and then, perhaps between the second and the third.
         service.wait_until(lambda: totals(service, BETA_TOKEN)["recorded"] > 0, "counts")
+        service.wait_until(lambda: totals(service, TOKEN)["rejected"] > 0, "what was refused")
 
         of_beta, of_all = totals(service, BETA_TOKEN), totals(service, TOKEN)
 
         assert "rejected" not in of_beta
-        assert of_all["rejected"] >= 1
         assert of_all["recorded"] > of_beta["recorded"] == 1
 
     def test_may_be_narrowed_to_an_account(self, service: Service) -> None:

@@ -84,7 +84,7 @@ class Fuzzed:
             base_url=f"http://127.0.0.1:{self.service.port}",
             headers={"Authorization": f"Bearer {ROOT_TOKEN}"},
             session=self.session,
-            timeout=15,
+            timeout=30,
         )
         # That is an answer, too: what was waited for has not come, or the database is busy.
         checks = CHECKS[1:] if response.status_code == 503 else CHECKS
@@ -129,6 +129,7 @@ def fuzzed(url: str, home: Path) -> Iterator[Fuzzed]:
         assert [] == service.lines("request.crashed") + service.lines("loop.failed")
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("method, path", OPERATIONS)
 def test_every_operation_answers_as_the_document_says(
     method: str, path: str, on_postgres: Fuzzed, on_sqlite: Fuzzed
