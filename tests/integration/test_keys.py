@@ -17,7 +17,7 @@ from app.intake.submission import Submission, understand
 from app.store import callbacks, deliveries, events, keys, lookups, tallies
 from app.store.callbacks import Subscription
 from app.store.models import AuditRow, ExpectationRow, FeedRow, TallyRow, TermRow
-from app.store.session import Database, DatabaseAddress
+from app.store.session import Database, DatabaseAddress, Limits
 from app.store.sight import Sight
 from app.store.tallies import Tally
 from tests.factories import make_body
@@ -29,7 +29,9 @@ EVERYTHING = Sight(("new", "old", "other"))
 
 @pytest.fixture(name="database")
 async def _database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(DatabaseAddress(database_url))
+    # None of those who come at once waits for a connection, and nobody is cut off at a lock.
+    limits = Limits(lock=LIMIT, statement=LIMIT, sqlite_lock=LIMIT)
+    database = Database(DatabaseAddress(database_url), size=10, limits=limits)
     yield database
     await database.close()
 

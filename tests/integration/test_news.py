@@ -282,8 +282,9 @@ class TestKeptConnections:
 
     async def test_that_the_server_ended_are_replaced(self, one: Replica) -> None:
         await one.record(make_body())
+        [kept] = one.intake._kept._idle
         await read(one.database, select(text("pg_terminate_backend(pid)")).select_from(OURS))
-        await asyncio.sleep(0.1)
+        await eventually(kept.info["driver"].is_closed)
 
         assert RECORDED == await one.outcome(make_body())
 

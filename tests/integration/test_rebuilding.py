@@ -461,7 +461,7 @@ class TestOthers:
             await receiver.record(make_body(envelope_id="env_1"))
             await damage(receiver, "env_1", status="draft")
 
-            async with receiver.database.begin(limit=timedelta(seconds=5)) as connection:
+            async with receiver.database.begin(limit=timedelta(seconds=50)) as connection:
                 await envelopes.lock(connection, [("acme", "env_1")])
                 held = await rebuilt(receiver, apply=True)
             free = await rebuilt(receiver, apply=True)

@@ -341,10 +341,10 @@ class TestRepetition:
         async with replica(postgres_url, interested=lambda _type, _account: ()) as receiver:
             id_ = await quarantine(receiver, make_body(envelope_id="env_1", event_id="e1"))
 
-            async with receiver.database.begin(limit=timedelta(seconds=5)) as connection:
+            async with receiver.database.begin(limit=timedelta(seconds=50)) as connection:
                 await events.claim(connection, {("acme", "id:e1"): NOBODY})
                 with pytest.raises(NotAllowed, match="waits for others"):
-                    await again(receiver, id_, limit=timedelta(seconds=0.4))
+                    await again(receiver, id_, limit=timedelta(seconds=1.5))
                 waiting = asyncio.create_task(again(receiver, id_))
                 await asyncio.sleep(0.3)
                 await events.disown(connection, [("acme", "id:e1")])
@@ -362,7 +362,7 @@ class TestRepetition:
         async with replica(postgres_url, interested=lambda _type, _account: ()) as receiver:
             receipt = await receiver.record(make_body(envelope_id="env_1"))
 
-            async with receiver.database.begin(limit=timedelta(seconds=5)) as connection:
+            async with receiver.database.begin(limit=timedelta(seconds=50)) as connection:
                 await envelopes.lock(connection, [("acme", "env_1")])
                 with pytest.raises(NotAllowed, match="waits for others"):
                     await again(receiver, receipt.event_id, limit=timedelta(seconds=1.5))
@@ -576,7 +576,7 @@ class TestAcceptance:
         async with replica(postgres_url, interested=lambda _type, _account: ()) as receiver:
             _, second = await self.dispute(receiver, envelope_id="env_2")
 
-            async with receiver.database.begin(limit=timedelta(seconds=5)) as connection:
+            async with receiver.database.begin(limit=timedelta(seconds=50)) as connection:
                 await envelopes.lock(connection, [("acme", "env_1")])
                 with pytest.raises(NotAllowed, match="waits for others"):
                     await again(receiver, second, is_accepted=True, limit=timedelta(seconds=1.5))

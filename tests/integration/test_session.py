@@ -99,7 +99,8 @@ class TestSettings:
         with closing(sqlite3.connect(path, isolation_level=None)) as writer:
             writer.execute("BEGIN IMMEDIATE")
             async with opened(sqlite_url) as database:
-                await asyncio.wait_for(database.ping(), 2)
+                # To wait for the lock would end in an error.
+                await database.ping(limit=timedelta(seconds=20))
 
 
 class TestPooler:
@@ -223,9 +224,9 @@ class TestTransactions:
         async with opened(quiet_url) as database:
             start = time.perf_counter()
             with pytest.raises(DatabaseError) as caught:
-                await ask(database, "SELECT pg_sleep(2)", limit=timedelta(seconds=0.3))
+                await ask(database, "SELECT pg_sleep(60)", limit=timedelta(seconds=0.3))
 
-            assert time.perf_counter() - start < 1.5
+            assert time.perf_counter() - start < 20
             assert is_disconnect(caught.value)
             assert 1 == await ask(database, "SELECT 1")
 
@@ -235,7 +236,7 @@ class TestTransactions:
             with pytest.raises(TimeoutError):
                 await ask(database, "SELECT 1", limit=timedelta(seconds=0.2))
 
-            assert time.perf_counter() - start < 1
+            assert time.perf_counter() - start < 10
 
     async def test_the_pool_lets_nobody_wait_long(self, quiet_url: str) -> None:
         async with opened(quiet_url, size=1) as database, database.begin(limit=SHORT):
@@ -243,7 +244,7 @@ class TestTransactions:
             with pytest.raises(SQLAlchemyError):
                 await ask(database, "SELECT 1", limit=timedelta(seconds=20))
 
-            assert time.perf_counter() - start < 4
+            assert time.perf_counter() - start < 10
 
     async def test_who_writes_on_sqlite_is_served_in_turn(self, sqlite_url: str) -> None:
         """However long the file's lock is wanted by others: it has no order of its own."""
@@ -252,7 +253,7 @@ class TestTransactions:
         async with opened(sqlite_url) as database:
 
             async def write(number: int) -> None:
-                async with database.begin(limit=SHORT) as connection:
+                async with database.begin(limit=timedelta(seconds=60)) as connection:
                     await connection.exec_driver_sql("UPDATE followers SET position = 0")
                     await asyncio.sleep(0.02)
                     order.append(number)
@@ -270,7 +271,7 @@ class TestTransactions:
             waiting = [group.create_task(ask(database, "SELECT 1")) for _ in range(10)]
             # Long enough for all of them to have taken what they would wait with.
             await asyncio.sleep(0.2)
-            await database.ping()
+            await database.ping(limit=timedelta(seconds=20))
 
             assert not any(task.done() for task in waiting)
 

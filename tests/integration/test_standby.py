@@ -74,7 +74,7 @@ def _pair() -> Iterator[Pair]:
 
 @pytest.fixture(name="one")
 async def _one(pair: Pair) -> AsyncIterator[Replica]:
-    async with replica(pair.url) as one:
+    async with replica(pair.url, is_strict=True) as one:
         yield one
 
 
