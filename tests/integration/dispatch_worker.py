@@ -3,7 +3,8 @@
     python dispatch_worker.py URL JOURNAL [--dispatchers N] [--lease SECONDS] [--hang]
                              [--session [--die POINT]]
 
-Each call of the callback appends the delivery's id to JOURNAL. SIGTERM ends it as a deploy does.
+Each call of the callback appends the delivery's id to JOURNAL. SIGTERM ends it as a deploy does,
+once JOURNAL.ready has its line.
 With `--session` the callback writes with a session; with `--die` the process kills itself there.
 """
 
@@ -13,6 +14,7 @@ import os
 import signal
 import threading
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
@@ -66,6 +68,8 @@ def main() -> None:
     ]
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    with Path(f"{arguments.journal}.ready").open("a") as ready:
+        ready.write(f"{os.getpid()}\n")
     for dispatcher in dispatchers:
         dispatcher.start()
     ended.wait()

@@ -654,7 +654,7 @@ class TestWaking:
 
 def _napping(statement: str) -> str:
     """Let a statement sleep between what it reads and what it writes."""
-    nap = "), nap AS MATERIALIZED (SELECT pg_sleep(0.7) FROM (SELECT count(*) FROM held) AS all_of)"
+    nap = "), nap AS MATERIALIZED (SELECT pg_sleep(2) FROM (SELECT count(*) FROM held) AS all_of)"
     slow = statement.replace("), ours AS MATERIALIZED (", f"{nap}, ours AS MATERIALIZED (")
     return slow.replace(
         "FROM held CROSS JOIN LATERAL", "FROM nap CROSS JOIN held CROSS JOIN LATERAL"

@@ -7,16 +7,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
 
+import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
 from app.callbacks import Callbacks, Event, GiveUp, RetryLater
+from app.dispatch import worker
 from app.dispatch.engine import Engine
 from app.dispatch.options import DispatchOptions
 from app.dispatch.worker import Dispatcher
@@ -196,7 +198,7 @@ class TestDelivery:
     async def test_no_more_calls_at_once_than_there_are_slots(
         self, ledger: Ledger, callbacks: Callbacks
     ) -> None:
-        lock = threading.Lock()
+        lock, are_three = threading.Lock(), threading.Event()
         at_once = [0]
         most = [0]
 
@@ -205,6 +207,9 @@ class TestDelivery:
             with lock:
                 at_once[0] += 1
                 most[0] = max(most[0], at_once[0])
+                if at_once[0] == 3:
+                    are_three.set()
+            are_three.wait(20)
             time.sleep(0.02)
             with lock:
                 at_once[0] -= 1
@@ -383,7 +388,10 @@ class TestFailure:
         self, ledger: Ledger, callbacks: Callbacks, body: bytes
     ) -> None:
         seen: list[object] = []
-        callbacks.on("*", name="keep", max_attempts=2)(lambda event: seen.append(event.data))
+        hour = timedelta(hours=1)
+        callbacks.on("*", name="keep", max_attempts=2, backoff=hour)(
+            lambda event: seen.append(event.data)
+        )
         delivery_id = await ledger.owe_one("keep", body=body)
 
         with ledger.dispatching(callbacks):
@@ -521,7 +529,13 @@ class TestStuckCalls:
         self, ledger: Ledger, callbacks: Callbacks
     ) -> None:
         released = threading.Event()
-        callbacks.on("*", name="stuck", timeout=SOON, max_attempts=1)(lambda _: released.wait())
+        calls: list[Event] = []
+
+        @callbacks.on("*", timeout=SOON, max_attempts=1)
+        def stuck(event: Event) -> None:
+            calls.append(event)
+            released.wait()
+
         for number in range(4):
             await ledger.owe_one("stuck", envelope=f"env_{number}")
 
@@ -530,9 +544,11 @@ class TestStuckCalls:
             (problem,) = dispatcher.problems()
             pending = (await ledger.states()).count("pending")
             released.set()
-            await until(lambda: has_states(ledger, "dead", "dead", "dead", "done"))
+            await until(lambda: len(calls) == 4)
             await until(lambda: dispatcher.problems() == [])
 
+        # The last one is done, unless the machine has made even that one late.
+        assert ["dead"] * 3 == sorted(await ledger.states())[:3]
         assert "3 calls of callbacks do not end (stuck)" in problem
         assert 1 == pending
 
@@ -601,7 +617,8 @@ class TestStuckCalls:
 
         for number in range(4):
             await ledger.owe_one("blocking", envelope=f"env_{number}")
-        with ledger.dispatching(callbacks, block_limit=SOON, stuck_cap=1) as dispatcher:
+        # A loop that is only slow, on a busy machine, must not be taken for one that is blocked.
+        with ledger.dispatching(callbacks, block_limit=2 * SECOND, stuck_cap=1) as dispatcher:
             await until(dispatcher.problems)
             (problem,) = dispatcher.problems()
             await until(lambda: has_states(ledger, "pending", "pending", "running", "running"))
@@ -619,10 +636,11 @@ class TestStuckCalls:
         @callbacks.on("*")
         async def long(event: Event) -> None:
             calls.append(event.attempt)
-            await asyncio.sleep(2)
+            await asyncio.sleep(5)
 
         await ledger.owe_one("long")
-        with ledger.dispatching(callbacks, lease=SECOND), ledger.dispatching(callbacks):
+        # As long as a busy machine may take to renew it.
+        with ledger.dispatching(callbacks, lease=3 * SECOND), ledger.dispatching(callbacks):
             await until(lambda: all_are(ledger, "done"))
 
         assert [1] == calls
@@ -667,8 +685,16 @@ class TestStop:
 
     @pytest.mark.parametrize("is_async", [True, False], ids=["coroutine", "function"])
     async def test_one_cut_off_by_a_deploy_has_not_used_up_an_attempt(
-        self, ledger: Ledger, callbacks: Callbacks, *, is_async: bool
+        self,
+        ledger: Ledger,
+        callbacks: Callbacks,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        is_async: bool,
     ) -> None:
+        # What a busy machine takes to write it down is not the matter here.
+        monkeypatch.setattr("app.dispatch.engine.LAST_WORDS", 20 * SECOND)
+        monkeypatch.setattr(worker, "PATIENCE", 30 * SECOND)
         released = threading.Event()
         started = threading.Event()
 
@@ -758,18 +784,62 @@ class TestStop:
         delivery_id = await ledger.owe_one("keep")
         await ledger.change(
             "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS "
-            "'BEGIN PERFORM pg_sleep(0.7); RETURN NEW; END'"
+            "'BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NEW; END'"
         )
         await ledger.change(
             "CREATE TRIGGER dawdle BEFORE UPDATE ON deliveries FOR EACH ROW "
             "WHEN (NEW.state = 'running') EXECUTE FUNCTION dawdle()"
         )
-        with ledger.dispatching(callbacks):
+        holder = await asyncpg.connect(ledger.address.url)
+        await holder.execute("SELECT pg_advisory_lock(7)")
+        with ledger.dispatching(callbacks) as dispatcher:
             await until(lambda: is_at_work(ledger))
+            stopping = asyncio.create_task(asyncio.to_thread(dispatcher.stop, 20 * SECOND))
+            await until(lambda: dispatcher._engine and dispatcher._engine._is_stopping.is_set())
+            await holder.close()
+            await stopping
 
         row = await ledger.delivery(delivery_id)
         assert ("pending", 0) == (row.state, row.attempts)
         assert [] == seen
+
+    async def test_what_is_claimed_when_the_end_has_begun_is_given_back(
+        self, ledger: Ledger, callbacks: Callbacks
+    ) -> None:
+        callbacks.on("*", name="keep")(print)
+        await ledger.register("keep")
+        delivery_id = await ledger.owe_one("keep")
+        engine = Engine(ledger.database, tuple(callbacks), options=DispatchOptions(), worker="w")
+        engine.stop()
+
+        assert not await engine._claim()
+
+        row = await ledger.delivery(delivery_id)
+        assert ("pending", 0) == (row.state, row.attempts)
+        assert (1, []) == (engine.totals["released"], engine.crew.held)
+        engine.crew.close(1)
+
+    async def test_one_that_is_stopped_before_it_has_begun_ends(
+        self, ledger: Ledger, callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        may_begin, factory = threading.Event(), worker._loop_factory
+
+        def late() -> Callable[[], asyncio.AbstractEventLoop]:
+            may_begin.wait(30)
+            return factory()
+
+        monkeypatch.setattr(worker, "_loop_factory", late)
+        callbacks.on("*", name="keep")(print)
+        dispatcher = Dispatcher(ledger.address, tuple(callbacks), worker="w")
+
+        dispatcher.start()
+        stopping = asyncio.create_task(asyncio.to_thread(dispatcher.stop, 20 * SECOND))
+        await until(lambda: dispatcher._is_stopping)
+        may_begin.set()
+        await stopping
+
+        assert not dispatcher._thread.is_alive()
+        assert "it has ended" == dispatcher._death
 
     async def test_a_dispatcher_that_has_died_says_so(
         self, ledger: Ledger, callbacks: Callbacks
@@ -1000,15 +1070,18 @@ class TestManyWorkers:
         self, postgres_ledger: Ledger, tmp_path: Path
     ) -> None:
         ledger, journal = postgres_ledger, tmp_path / "journal"
+        ready = journal.with_name("journal.ready")
         await ledger.register("file")
-        await many(ledger, 4_000)
 
         with (
             working(ledger, journal, "--dispatchers=4") as first,
             working(ledger, journal, "--dispatchers=4") as second,
         ):
-            await until(lambda: len(lines(journal)) >= 4_000, limit=60)
-            await until(lambda: all_are(ledger, "done"), limit=60)
+            # One that is still starting would take no part, and not know how to end.
+            await until(lambda: len(lines(ready)) == 2)
+            await many(ledger, 4_000)
+            await until(lambda: len(lines(journal)) >= 4_000, limit=80)
+            await until(lambda: all_are(ledger, "done"), limit=80)
             for process in (first, second):
                 process.send_signal(signal.SIGTERM)
             assert [0, 0] == [process.wait(20) for process in (first, second)]
@@ -1086,7 +1159,7 @@ async def is_registered(ledger: Ledger, name: str) -> bool:
 async def is_at_work(ledger: Ledger) -> bool:
     """True while a claim is under way in the server."""
     question = (
-        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'PgSleep' "
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'advisory' "
         "AND datname = current_database()"
     )
     async with ledger.transaction() as connection:

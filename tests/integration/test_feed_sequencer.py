@@ -282,7 +282,7 @@ class TestFailure:
                 assert module.OTHERS_TICK == await sequencer._try()
             assert module.TICK == await sequencer.step()
 
-        assert [] == lines
+        assert [] == said(lines, "feed")
         await database.close()
 
 

@@ -6,14 +6,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import await_only
 
 from app.callbacks import Callbacks, Event, GiveUp
 from app.dispatch import transaction
@@ -458,7 +460,10 @@ class TestTheEndOfTheTransaction:
     async def test_comes_by_force_if_the_callback_swallows_its_cancellation(
         self, ledger: Ledger, callbacks: Callbacks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(transaction, "AuthorSessions", impatient)
+        # Time enough for the other one, also where a commit takes long.
+        limit = timedelta(seconds=2)
+        patient = partial(AuthorSessions, limit=limit)
+        monkeypatch.setattr(transaction, "AuthorSessions", patient)
         others: list[str] = []
 
         async def cling(session: AsyncSession, event: Event) -> None:
@@ -467,7 +472,7 @@ class TestTheEndOfTheTransaction:
                 await write(session, event)
                 return
             await write(session, event)
-            end = time.monotonic() + 4
+            end = time.monotonic() + 6
             while time.monotonic() < end:
                 try:
                     await asyncio.sleep(end - time.monotonic())
@@ -620,6 +625,52 @@ class TestTheConnection:
         for task in tasks:
             task.exception()
 
+    async def test_is_given_up_if_a_task_has_only_asked_for_it(self, ledger: Ledger) -> None:
+        """It comes when the call has ended, and nobody would give it back."""
+        sessions = AuthorSessions(ledger.address)
+        sessions._engine = sessions._new_engine()
+        is_asked, may_have_it = asyncio.Event(), asyncio.Event()
+
+        def hesitate(*_: object) -> None:
+            is_asked.set()
+            await_only(may_have_it.wait())
+
+        event.listen(sessions._engine.sync_engine, "checkout", hesitate)
+        asking: list[asyncio.Task[Any]] = []
+
+        async def ask_and_leave() -> None:
+            async with sessions.begin() as session:
+                asking.append(asyncio.create_task(session.execute(text(WRITE), {"id": "late"})))
+                await is_asked.wait()
+                raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            await ask_and_leave()
+        may_have_it.set()
+
+        with pytest.raises(TransactionRefused):
+            await asking[0]
+        assert 0 == await notes(ledger)
+        await sessions.close()
+
+    async def test_of_two_that_cannot_be_closed_is_left_once(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sessions = AuthorSessions(ledger.address)
+
+        async def fail(_: AuthorSession) -> None:
+            raise RuntimeError("another task is in the middle of it")
+
+        async def fail_with_both() -> None:
+            async with sessions.begin(), sessions.begin():
+                monkeypatch.setattr(AuthorSession, "close", fail)
+                raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            await fail_with_both()
+
+        assert sessions._engine is None
+
     @pytest.mark.parametrize("is_used", [True, False])
     async def test_that_cannot_be_closed_is_cut(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, *, is_used: bool
@@ -690,9 +741,9 @@ class TestKill:
         journal = tmp_path / "journal"
         await ledger.owe("file")
 
-        with working(ledger, journal, "--session", "--die", point, "--lease", "1") as process:
+        with working(ledger, journal, "--session", "--die", point, "--lease", "2") as process:
             await until(lambda: process.poll() is not None)
-        with working(ledger, journal, "--session", "--lease", "1"):
+        with working(ledger, journal, "--session"):
             await until(lambda: all_are(ledger, "done"))
 
         assert 1 == await notes(ledger)

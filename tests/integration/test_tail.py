@@ -185,7 +185,7 @@ class TestWaiting:
         self, ledger: Ledger, tail: Tail
     ) -> None:
         async with come_to(tail, 0):
-            early = asyncio.create_task(tail.more(START, Only("beta"), until=soon(3)))
+            early = asyncio.create_task(tail.more(START, Only("beta"), until=soon(6)))
             await asyncio.sleep(0)
             await happen(ledger, "env_1", "env_2")
             await eventually(lambda: tail.end == 2)

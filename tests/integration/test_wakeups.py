@@ -107,6 +107,7 @@ class TestListening:
 
         with structlog.testing.capture_logs() as lines:
             async with running(asyncio.create_task(listen_for_ever(nowhere, ear, pause=0.001))):
+                await until(lambda: said(lines, "wakeups"))
                 await asyncio.sleep(0.2)
 
         assert ["wakeups.interrupted"] == said(lines, "wakeups")

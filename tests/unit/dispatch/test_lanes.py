@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from queue import Empty
 
 import pytest
 
@@ -90,6 +91,28 @@ class TestThreads:
 
         until(lambda: threads_called("promised") == 0)
 
+    def test_one_that_is_counted_upon_waits_once_more_for_its_job(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ended: list[Job] = []
+        threads = Threads(ended.append, name="counted")
+        (promised,) = jobs(lambda _: None)
+        waits: list[float] = []
+
+        class Late:
+            """A queue into which the promised job comes after the time for which one waits."""
+
+            def get(self, *, timeout: float) -> Job:
+                waits.append(timeout)
+                if len(waits) == 1:
+                    raise Empty
+                return promised
+
+        monkeypatch.setattr(threads, "_queue", Late())
+
+        assert promised is threads._next()
+        assert 2 == len(waits)
+
     def test_what_was_withdrawn_is_not_started(self) -> None:
         ended: list[Job] = []
         (withdrawn,) = jobs(lambda _: None)
@@ -120,6 +143,27 @@ class TestThreads:
 
 
 class TestLane:
+    def test_that_is_retired_ends_with_its_last_call(self) -> None:
+        ended: list[Job] = []
+        started, released = threading.Event(), asyncio.Event()
+
+        async def function(_: Event) -> None:
+            started.set()
+            await released.wait()
+
+        lane = Lane(ended.append, transactions=transactions(), name="retired")
+        lane.submit(jobs(function))
+        until(started.is_set)
+
+        lane.retire()
+        until(lambda: lane._is_retired)
+        seen = [lane.is_alive]
+
+        lane.call(released.set)
+        lane.join(30)
+        seen.append(lane.is_alive)
+        assert ([True, False], 1) == (seen, len(ended))
+
     def test_what_a_callback_leaves_behind_is_cancelled_at_the_end(self) -> None:
         ended: list[Job] = []
         ends: list[str] = []
