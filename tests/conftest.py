@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from app.settings import Settings
 from app.store.migrations import migrate
@@ -34,6 +35,11 @@ from tests.postgres import (
 SERVICE = {name.upper() for name in Settings.model_fields} | {"PORT", "SECRETS_DIR"}
 SERVICE |= {f"{name}_FILE" for name in SERVICE}
 LIBPQ = re.compile(r"PG[A-Z]+")
+
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def pytest_configure() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -47,8 +48,8 @@ class Program:
         return (self.home / name).read_text()
 
     def is_gone(self, name: str) -> bool:
-        """Whether the process whose id stands in the file ends within a few seconds."""
-        deadline = time.monotonic() + 5
+        """Whether the process whose id stands in the file ends within some seconds."""
+        deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:
                 # In a container nobody may collect orphans; as zombies they do no harm.
@@ -62,7 +63,7 @@ class Program:
     async def has_written(self, name: str) -> None:
         """Wait until the file is there and has a line."""
         path = self.home / name
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (path.exists() and path.read_text().endswith("\n")):  # noqa: ASYNC110  # a file
                 await asyncio.sleep(0.01)
 
@@ -187,14 +188,16 @@ class TestBadProgram:
         verdict = await run(program.write("exec <&- >&- 2>&-; sleep 600"), seconds=2)
 
         assert isinstance(verdict, Failed)
-        assert "did not end within 1.0 s" in verdict.error
+        assert re.search(r"did not end within [01]\.\d s", verdict.error)
 
     @pytest.mark.parametrize("channel", ["", ">&2"], ids=["output", "error"])
     async def test_one_that_writes_for_ever(self, program: Program, channel: str) -> None:
-        verdict = await run(program.write(f"echo $$ > pid; exec yes {channel}"), seconds=2)
+        verdict = await run(program.write(f"echo $$ > pid; exec yes {channel}"), seconds=4)
 
         assert isinstance(verdict, Failed)
-        assert "CommandFailed: the program did not end within 1.0 s" == verdict.error
+        # A little of the time may be over when it is started.
+        words = r"CommandFailed: the program did not end within [123]\.\d s"
+        assert re.fullmatch(words, verdict.error), verdict.error
         assert program.is_gone("pid")
 
     async def test_one_that_does_not_want_to_stop(self, program: Program) -> None:
@@ -279,7 +282,7 @@ class TestLoops:
         def work(results: list[Any]) -> None:
             async def main() -> list[Verdict]:
                 return list(
-                    await asyncio.gather(*(run(done) for _ in range(4)), run(slow, seconds=2))
+                    await asyncio.gather(*(run(done) for _ in range(4)), run(slow, seconds=4))
                 )
 
             with asyncio.Runner(loop_factory=factory) as runner:

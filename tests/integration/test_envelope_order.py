@@ -26,7 +26,7 @@ OURS = {"account", "id", "version", "sequence", "first_seen_at", "updated_at"}
 WORKER_LOOP_IS_SHARED = settings(
     max_examples=25,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 ADA, BOB = "ada@example.com", "bob@example.com"

@@ -69,7 +69,7 @@ class TestSender:
         assert 1 == ledger.statuses[503] + ledger.unanswered[BROKEN]
 
     async def test_it_does_not_wait_for_ever(self) -> None:
-        ledger, _ = await send(say_nothing, TAKEN, patience=0.1)
+        ledger, _ = await send(say_nothing, TAKEN, patience=2)
 
         assert (1, 1) == (ledger.acknowledged, ledger.unanswered[TOO_LATE])
 

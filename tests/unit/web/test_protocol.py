@@ -17,7 +17,7 @@ from tests.replicas import eventually
 class Impatient(Protocol):
     """With deadlines that a test can wait for."""
 
-    head_time = 0.2
+    head_time = 0.5
     reader_time = 0.3
     max_connections = 3
 
