@@ -55,12 +55,15 @@ DOOR = "/webhooks/atlas"
 free_port = postgres.free_port
 
 
-def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = DEADLINE) -> None:
+def wait_for(
+    condition: Callable[[], bool], what: str | Callable[[], str], *, seconds: float = DEADLINE
+) -> None:
     """Wait until `condition` holds; fail with `what` if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"not in {seconds:.0f} s: {what}")
+            missed = what if isinstance(what, str) else what()
+            raise AssertionError(f"not in {seconds:.0f} s: {missed}")
         time.sleep(0.02)
 
 
@@ -146,7 +149,7 @@ class Service:
             assert self.is_running, f"the service ended: {self.said}\n{self.log}"
             return condition()
 
-        wait_for(holds, f"{what}; it said: {self.said}\n{self.log}", seconds=seconds)
+        wait_for(holds, lambda: f"{what}; it said: {self.said}\n{self.log}", seconds=seconds)
 
     @property
     def process(self) -> "subprocess.Popen[bytes]":

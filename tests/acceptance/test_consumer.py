@@ -151,7 +151,10 @@ def in_feed(port: int, number: int) -> list[str]:
     while True:
         target = f"/api/events?{urlencode(query)}"
         bearer = b"Authorization", b"Bearer " + TOKEN.encode()
-        page = exchange(port, request("GET", target, [bearer])).json()
+        answer = exchange(port, request("GET", target, [bearer]))
+        if answer.status == 503:
+            continue
+        page = answer.json()
         if not page["items"] and (len(found) >= number or time.monotonic() > end):
             return found
         found += [item["envelope_id"] for item in page["items"]]
