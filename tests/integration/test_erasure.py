@@ -20,8 +20,10 @@ from app.errors import NotAllowed, NotFound
 from app.events.erasure import ERASED
 from app.store import callbacks as register
 from app.store import deliveries, envelopes, feed, keys, terms
+from app.store import erasure as store
 from app.store.base import Base
 from app.store.callbacks import Subscription
+from app.store.envelopes import EnvelopesBusy
 from app.store.models import AttemptRow, AuditRow, ExpectationRow, ShapeRow
 from app.upkeep import erasure
 from app.upkeep.erasure import Erased, Search, Traces
@@ -283,6 +285,18 @@ class TestEnvelope:
             assert not erasing.done()
         await erasing
         assert [] == await world.traces()
+
+    async def test_comes_again_instead_of_waiting_inside_a_transaction(
+        self, postgres_url: str
+    ) -> None:
+        async with replica(postgres_url) as one:
+            await one.record(make_body(**WORDY))
+            key = (one.account, "env_1")
+            async with one.database.begin(limit=LIMIT) as holder:
+                assert await store.lock(holder, key)
+                async with one.database.begin(limit=LIMIT) as other:
+                    with pytest.raises(EnvelopesBusy):
+                        await store.lock(other, key)
 
     async def test_computes_what_a_later_copy_is_compared_with(self, world: World) -> None:
         first = await world.receiver.record(make_body(event_id="evt_1", **WORDY))
