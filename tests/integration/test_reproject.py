@@ -460,6 +460,27 @@ class TestAcceptance:
         assert "contradicts nothing" in str(refused)
         assert 1 == (await receiver.own_events()).count("receiver.accepted")
 
+    async def test_is_done_once_if_another_comes_between(
+        self, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between reading what is to be done, and the locks that it takes."""
+        async with replica(postgres_url, interested=lambda _type, _account: ()) as receiver:
+            _, second = await self.dispute(receiver)
+            read = events.read_body
+
+            async def hesitate(*arguments: Any) -> Any:
+                monkeypatch.undo()
+                done.append(await again(receiver, second, is_accepted=True))
+                return await read(*arguments)
+
+            done: list[Any] = []
+            monkeypatch.setattr(events, "read_body", hesitate)
+            with pytest.raises(NotAllowed, match="contradicts nothing"):
+                await again(receiver, second, is_accepted=True)
+
+            assert [Result.ACCEPTED] == [each.result for each in done]
+            assert 1 == (await receiver.own_events()).count("receiver.accepted")
+
     async def test_is_not_undone_by_copies_of_either(self, receiver: Replica) -> None:
         first, second = await self.dispute(receiver)
         await again(receiver, second, is_accepted=True)
