@@ -17,8 +17,9 @@ from app.store.session import Database, DatabaseAddress, Limits
 from app.upkeep.sequencer import LEASE, Sequencer
 
 LIMIT = timedelta(seconds=60)
-# How long the server waits for a client that holds a transaction and says nothing.
-IDLE = timedelta(seconds=1)
+# How long the server waits for a client that holds a transaction and says nothing; between two
+# statements of its first one, a process on a busy machine is silent, too.
+IDLE = timedelta(seconds=5)
 
 
 def main() -> None:

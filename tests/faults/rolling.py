@@ -6,22 +6,26 @@ on at a steady rate. What counts is the first try: the sender's retries would hi
 """
 
 import asyncio
+import csv
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from tests.acceptance.raw import exchange, request, wait_until_listening
-from tests.acceptance.service import DOOR, Service, free_port, wait_for
+from tests.acceptance.service import DOOR, START_DEADLINE, Service, wait_for
 from tests.faults.ledger import Ledger
 from tests.faults.sender import Sender
 from tests.faults.site import KEYS, Site
 from tests.faults.traffic import Sending, Traffic
+from tests.postgres import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ROOT / "deploy" / "haproxy.cfg"
@@ -57,20 +61,40 @@ class Rolled:
     slowest: float
 
 
+@dataclass(frozen=True, slots=True)
+class Balancer:
+    """A balancer that runs: where it listens, and where it says what it knows."""
+
+    port: int
+    socket: Path
+
+    def has(self, replica: int) -> bool:
+        """Whether it sends requests to this replica."""
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.settimeout(START_DEADLINE)
+            asked.connect(str(self.socket))
+            asked.sendall(b"show stat\n")
+            with asked.makefile() as answer:
+                rows = list(csv.DictReader(answer))
+        [status] = [row["status"] for row in rows if row["svname"] == f"replica{replica}"]
+        return status.startswith("UP")
+
+
 def roll(site: Site, order: Rolling) -> Rolled:
     """Replace replicas in turn while requests come."""
     ledger = Ledger()
-    with balancer([replica.port for replica in site.replicas]) as port:
-        asyncio.run(_roll(site, ledger, Sender([port], ledger, keys=KEYS), order))
+    with balancer([replica.port for replica in site.replicas]) as front:
+        asyncio.run(_roll(site, front, ledger, order))
     failed = {str(status): n for status, n in ledger.statuses.items() if status != 200}
     failed |= dict(ledger.unanswered)
     return Rolled(ledger.tries, ledger.made("replaced"), failed, ledger.slowest)
 
 
-async def _roll(site: Site, ledger: Ledger, sender: Sender, order: Rolling) -> None:
+async def _roll(site: Site, front: Balancer, ledger: Ledger, order: Rolling) -> None:
+    sender = Sender([front.port], ledger, keys=KEYS)
     ledger.start()
     async with asyncio.TaskGroup() as group:
-        rolling = group.create_task(_replace_all(site.replicas, ledger, order.restarts))
+        rolling = group.create_task(_replace_all(site.replicas, front, ledger, order.restarts))
         await sender.send(_until(rolling, order), rate=order.rate)
 
 
@@ -82,12 +106,16 @@ def _until(rolling: "asyncio.Task[None]", order: Rolling) -> Iterator[Sending]:
         yield next(sendings)
 
 
-async def _replace_all(replicas: Sequence[Service], ledger: Ledger, restarts: int) -> None:
-    for number in range(restarts):
-        replica = replicas[number % len(replicas)]
-        with ledger.marked("replaced", number % len(replicas)):
-            await asyncio.to_thread(_replace, replica)
+async def _replace_all(
+    replicas: Sequence[Service], front: Balancer, ledger: Ledger, restarts: int
+) -> None:
+    for restart in range(restarts):
+        number = restart % len(replicas)
+        with ledger.marked("replaced", number):
+            await asyncio.to_thread(_replace, replicas[number])
         await asyncio.sleep(FOUND_WITHIN)
+        # Where all is late, so are the questions of the balancer.
+        await asyncio.to_thread(wait_for, partial(front.has, number), "the new replica is found")
 
 
 def _replace(replica: Service) -> None:
@@ -96,8 +124,8 @@ def _replace(replica: Service) -> None:
 
 
 @contextmanager
-def balancer(ports: Sequence[int]) -> Iterator[int]:
-    """HAProxy before these replicas, as it is deployed; give its port."""
+def balancer(ports: Sequence[int]) -> Iterator[Balancer]:
+    """HAProxy before these replicas, as it is deployed."""
     program = shutil.which("haproxy", path=PATH)
     if program is None:
         raise BalancerMissing("install haproxy: .ci/programs does that")
@@ -105,14 +133,19 @@ def balancer(ports: Sequence[int]) -> Iterator[int]:
     with tempfile.TemporaryDirectory(prefix="atlas-receiver-balancer-") as folder:
         settings, log = Path(folder) / "haproxy.cfg", Path(folder) / "log"
         settings.write_text(local(SETTINGS.read_text(), port, ports))
+        # Beside what is deployed: where a test can ask what the balancer knows.
+        front, asking = Balancer(port, Path(folder) / "socket"), Path(folder) / "asking.cfg"
+        asking.write_text(f"global\n    stats socket {front.socket} level user\n")
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [program, "-db", "-f", settings], stdout=output, stderr=subprocess.STDOUT
+                [program, "-db", "-f", settings, "-f", asking],
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
         try:
             wait_until_listening(port)
             wait_for(lambda: _has_found_somebody(port), f"a replica: {log.read_text()}")
-            yield port
+            yield front
         finally:
             process.terminate()
             process.wait()
