@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from tests import postgres
 from tests.acceptance.raw import Answer, Header, exchange, request
+from tests.acceptance.tables import rows
 from tests.factories import SIGN_TOKEN, SIGNER, signed
 
 # Accounts, keys and consumers of every service that the tests start, unless they say otherwise.
@@ -232,6 +233,18 @@ class Service:
         """
         return [line for line in self.lines(level="error") if line["event"] != "service.not_ready"]
 
+    def wait_until_known(self, *callbacks: str) -> Self:
+        """Wait until these callbacks are registered, which they are soon after the start.
+
+        What came before, and a moment later, is not owed at once, but by the next sweep.
+        """
+        url = self.settings["DATABASE_URL"]
+        wait_for(
+            lambda: {name for (name,) in rows(url, "SELECT name FROM callbacks")} >= {*callbacks},
+            f"callbacks {', '.join(callbacks)}",
+        )
+        return self
+
     def check_secrecy(self) -> None:
         """No secret stands in anything that was said, however the test went."""
         said = self.log + self.said
@@ -250,3 +263,14 @@ class Service:
     def deliver(self, body: bytes, key: str, *, target: str = DOOR) -> Answer:
         """Send a body, signed as Atlas would sign it."""
         return self.post(body, signed(body, key), target=target)
+
+    def record(self, body: bytes, key: str) -> Answer:
+        """Send a body as Atlas would: after a 503, as a busy machine may give, once more.
+
+        It may have been recorded all the same, and is a duplicate then.
+        """
+        for _ in range(3):
+            answer = self.deliver(body, key)
+            if answer.status != 503:
+                return answer
+        return self.deliver(body, key)

@@ -82,7 +82,7 @@ class Desk:
         """Make one dead letter, of an envelope of its own."""
         envelope_id = new_envelope_id()
         body = make_body(event=event, envelope_id=envelope_id)
-        assert 200 == self.service.deliver(body, key).status
+        assert 200 == self.service.record(body, key).status
         return self.delivery_of(envelope_id, "dead")
 
     def delivery_of(self, envelope_id: str, state: str) -> dict[str, Any]:
@@ -112,6 +112,7 @@ def _desk(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         "API_TOKENS": json.dumps(TOKENS),
     }
     with Service("serve", home=home, **settings) as service:
+        service.wait_until_known("asking", "filing", "onboarding")
         yield Desk(service, database, home)
 
 
@@ -124,18 +125,19 @@ def held(database: str, delivery_id: str) -> Iterator[None]:
     """Hold a delivery as one who works on it does, and let it go unchanged."""
     if database.startswith("sqlite:///"):
         path = database.removeprefix("sqlite:///")
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield
         return
     with asyncio.Runner() as runner:
         settings = {"search_path": "atlas_receiver"}
-        connecting = asyncpg.connect(database, timeout=10, server_settings=settings)
+        connecting = asyncpg.connect(database, timeout=30, server_settings=settings)
         holder = runner.run(connecting)
         runner.run(holder.execute("BEGIN"))
         query = "SELECT 1 FROM deliveries WHERE id = $1::text::uuid FOR UPDATE"
         assert 1 == runner.run(holder.fetchval(query, delivery_id))
         yield
+        runner.run(holder.execute("ROLLBACK"))
         runner.run(holder.close())
 
 
