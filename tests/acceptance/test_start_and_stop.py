@@ -27,6 +27,7 @@ from tests.acceptance.service import (
     DOOR,
     KEY,
     SETTINGS,
+    START_DEADLINE,
     TOKEN,
     Service,
     run,
@@ -291,7 +292,7 @@ class TestStop:
         assert stream.statuses <= {200, 503}
         assert not [e for e in stream.acknowledged if 1 != len(bodies_of(database_url, e))]
         assert 1 == len(service.lines("service.stopped"))
-        assert [] == service.lines(level="error")
+        assert [] == service.errors()
 
     def test_comes_with_the_keyboard_too(self, sqlite_url: str, tmp_path: Path) -> None:
         with Service("serve", home=tmp_path, DATABASE_URL=sqlite_url) as service:
@@ -363,7 +364,7 @@ class TestStop:
             url = server.create_database("receiver")
             service = Service("serve", "--migrate", home=tmp_path, DATABASE_URL=url)
             with service:
-                assert 200 == service.deliver(make_body(), KEY).status
+                assert 200 == service.record(make_body(), KEY).status
                 server.suspend()
                 try:
                     status = service.deliver(make_body(), KEY).status
@@ -383,7 +384,7 @@ class TestStop:
 
         code = service.wait()
         with service:
-            taken = service.deliver(make_body(), KEY).status
+            taken = service.record(make_body(), KEY).status
 
         assert code in {0, -signal.SIGTERM}
         assert 200 == taken
@@ -394,7 +395,7 @@ class TestStop:
     ) -> None:
         url = f"postgresql://app:{DATABASE_PASSWORD}@127.0.0.1:1/app"
         service = Service("serve", home=tmp_path, DATABASE_URL=url)
-        service.start().wait_until(service.is_alive, "alive")
+        service.start().wait_until(service.is_alive, "alive", seconds=START_DEADLINE)
 
         assert sqlite_url
         assert 0 == service.terminate()
@@ -417,7 +418,7 @@ class TestMigration:
 
             assert [("recorded"), ("duplicate")] == [answer["outcome"] for answer in answers]
             assert 1 == len({answer["event_id"] for answer in answers})
-            assert [] == [line for service in services for line in service.lines(level="error")]
+            assert [] == [line for service in services for line in service.errors()]
 
     def test_twice_is_done_once(self, terminal: Terminal, empty_url: str) -> None:
         said = [terminal.run("migrate", DATABASE_URL=empty_url) for _ in range(2)]
@@ -481,7 +482,7 @@ class TestSqlite:
         path = sqlite_url.removeprefix("sqlite:///")
         body = make_body()
         with Service("serve", "--no-work", home=tmp_path, DATABASE_URL=sqlite_url) as service:
-            with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+            with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as stranger:
                 stranger.execute("BEGIN IMMEDIATE")
                 while_locked = service.deliver(body, KEY).status
                 stranger.execute("ROLLBACK")
