@@ -7,6 +7,7 @@ goes away cancels nothing.
 """
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -42,6 +43,8 @@ _refusals = Throttle(per_second=10)
 LARGE_BODY = 64 * 1024
 # While so many events wait for the next commit, other work in this process should wait, too.
 PRESSURE = 8
+# Fewer than these are not worth a transaction of their own beside another.
+WORTHWHILE = 8
 # For so long, in seconds, a batch of that many says that there will be more.
 BUSY = 0.2
 # Nobody's rows are waited for for long: what is held goes to a lane of its own.
@@ -243,14 +246,29 @@ class Intake:
 
     def _gather(self) -> list[Submission]:
         """Take what waits, but for events whose envelope is just being written: they come next."""
+        most = self._share()
         written = {s.envelope_key for batch in self._carried for s in batch} - {None}
         if not written:
-            return self._take(self._waiting)
+            return self._take(self._waiting, most)
         later = [s for s in self._waiting if s.envelope_key in written]
         free = deque(s for s in self._waiting if s.envelope_key not in written)
-        batch = self._take(free)
+        batch = self._take(free, most)
         self._waiting = deque([*later, *free])
         return batch
+
+    def _share(self) -> int:
+        """Say how many events a transaction takes, so that those beside it get as many.
+
+        If one took all, their senders would be answered together, send again together, and this
+        process and the database would wait for each other in turns.
+        """
+        most = self._limits.batch_events
+        if not self._database.is_postgresql:
+            # There is one who writes, and whatever it does at once is cheaper.
+            return most
+        free = self._limits.transactions - len(self._carried)
+        shares = max(1, min(free, len(self._waiting) // WORTHWHILE))
+        return min(most, math.ceil(len(self._waiting) / shares))
 
     async def _carry(self, batch: list[Submission]) -> None:
         try:
@@ -268,11 +286,10 @@ class Intake:
         self._is_closed = True
         self._arrived.set()
 
-    def _take(self, queue: deque[Submission]) -> list[Submission]:
+    def _take(self, queue: deque[Submission], most: int) -> list[Submission]:
         batch: list[Submission] = []
         size = 0
-        limits = self._limits
-        while queue and len(batch) < limits.batch_events and size < limits.batch_bytes:
+        while queue and len(batch) < most and size < self._limits.batch_bytes:
             submission = queue.popleft()
             if not _is_answered(submission):
                 batch.append(submission)
@@ -392,7 +409,7 @@ class Intake:
                 await asyncio.sleep(_SLOW_PAUSE)
                 async with self._slow_slots:
                     # Those that find it held once more come back to this lane.
-                    if batch := self._take(lane):
+                    if batch := self._take(lane, self._limits.batch_events):
                         await self._commit(batch)
         finally:
             del self._slow[key]

@@ -74,19 +74,26 @@ async def transaction(one: Replica) -> AsyncIterator[Connection]:
 
 class TestSharing:
     async def test_requests_at_once_share_a_transaction(self, one: Replica) -> None:
+        answers = await one.together(*(make_body() for _ in range(15)))
+
+        assert [RECORDED] * 15 == answers
+        assert 1 == await one.transactions()
+
+    async def test_many_share_those_that_can_run_side_by_side(self, one: Replica) -> None:
         answers = await one.together(*(make_body() for _ in range(100)))
 
         assert [RECORDED] * 100 == answers
-        assert 1 == await one.transactions()
+        most = 3 if one.database.is_postgresql else 1
+        assert most == await one.transactions()
 
     async def test_those_who_arrive_during_a_commit_share_the_next_one(self, one: Replica) -> None:
         first = asyncio.create_task(one.outcome(make_body()))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
-        answers = await one.together(*(make_body() for _ in range(20)))
+        answers = await one.together(*(make_body() for _ in range(15)))
 
-        assert [RECORDED] * 21 == [await first, *answers]
+        assert [RECORDED] * 16 == [await first, *answers]
         assert 2 == await one.transactions()
 
     async def test_alone_a_request_waits_for_nobody(self, one: Replica) -> None:

@@ -118,7 +118,7 @@ async def history(one: Replica, envelope_id: str) -> Sequence[Any]:
 class TestNews:
     async def test_takes_two_statements_and_no_transaction(self, one: Replica) -> None:
         async with heard(one) as said:
-            assert [RECORDED] * 30 == await one.together(*(make_body() for _ in range(30)))
+            assert [RECORDED] * 15 == await one.together(*(make_body() for _ in range(15)))
 
         assert ["SELECT", "WITH"] == said
 
