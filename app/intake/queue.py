@@ -248,7 +248,7 @@ class Intake:
         """Take what waits, but for events whose envelope is just being written: they come next."""
         most = self._share()
         written = {s.envelope_key for batch in self._carried for s in batch} - {None}
-        if not written:
+        if written.isdisjoint(s.envelope_key for s in self._waiting):
             return self._take(self._waiting, most)
         later = [s for s in self._waiting if s.envelope_key in written]
         free = deque(s for s in self._waiting if s.envelope_key not in written)
@@ -421,13 +421,14 @@ class Intake:
             await asyncio.sleep(0.1)
             now = loop.time()
             # Deadlines are in the order of arrival, so the first that is not due ends it.
-            while self._outstanding and (
-                _is_answered(self._outstanding[0]) or self._outstanding[0].deadline <= now
-            ):
-                submission = self._outstanding.popleft()
-                # Nearly all are answered: to find that out once more costs more than all else.
-                if not _is_answered(submission):
-                    self._refuse([submission], "late")
+            while self._outstanding:
+                first = self._outstanding[0]
+                is_answered = _is_answered(first)
+                if not is_answered and first.deadline > now:
+                    break
+                self._outstanding.popleft()
+                if not is_answered:
+                    self._refuse([first], "late")
             # Behind one that waits, those that are answered must not gather.
             if len(self._outstanding) > 2 * self._pending_events + 256:
                 self._outstanding = deque(s for s in self._outstanding if not _is_answered(s))
