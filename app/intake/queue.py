@@ -1,9 +1,9 @@
-"""Group commit: requests that arrive together share one transaction.
+"""Group commit: requests that arrive together share a transaction.
 
-Whoever arrives while a commit is under way waits for the next one, which takes
-everything that has gathered, and begins beside the first if that is much. Alone, a
-request waits for nobody. The queue is bounded, every wait has an end, and a sender that
-goes away cancels nothing.
+Whoever arrives while a commit is under way waits for the next one. What has gathered is
+shared among as many transactions as may run side by side, if it is enough for more than
+one. Alone, a request waits for nobody. The queue is bounded, every wait has an end, and a
+sender that goes away cancels nothing.
 """
 
 import asyncio

@@ -137,7 +137,7 @@ class OnSqlite(Service):
     """On a file."""
 
     name = "service on SQLite"
-    connections: Sequence[int] | None = (32,)
+    connections: Sequence[int] | None = (32, 128)
 
     def prepare(self) -> None:
         self.template_file.unlink(missing_ok=True)
