@@ -15,9 +15,9 @@ from tests.bench.asking import AskerProcess, Question, asker
 from tests.bench.filling import BEHIND, SCHEMA
 from tests.bench.machine import Crowd, cpu_seconds
 from tests.bench.measurement import Asked
-from tests.bench.processes import free_port, python, running, wait_until_ready
+from tests.bench.processes import python, running, wait_until_ready
 from tests.bench.routes import Caller, Route
-from tests.postgres import Postgres
+from tests.postgres import Postgres, free_port
 
 Command = Callable[[int], Sequence[str]]
 

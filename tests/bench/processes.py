@@ -1,13 +1,11 @@
 """Child processes that end when the bench ends, however it ends."""
 
 import os
-import random
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -89,15 +87,6 @@ def clean_environment() -> dict[str, str]:
     """Return an environment in which no setting of the developer's own is left."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "TEST_PG_BIN")
     return {name: os.environ[name] for name in kept if name in os.environ}
-
-
-def free_port() -> int:
-    """Find a port below those that outgoing connections take: it stays ours for many windows."""
-    for port in random.sample(range(15_000, 32_000), 100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("there is no free port on 127.0.0.1")
 
 
 def python(*arguments: str) -> list[str]:

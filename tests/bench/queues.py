@@ -14,8 +14,8 @@ import psutil
 from tests.bench import owed
 from tests.bench.machine import Crowd, cpu_seconds, peak_memory
 from tests.bench.measurement import Worked
-from tests.bench.processes import free_port, python, run, running
-from tests.postgres import Postgres
+from tests.bench.processes import python, run, running
+from tests.postgres import Postgres, free_port
 
 LOOK_EVERY = 0.005
 START_DEADLINE = 30.0

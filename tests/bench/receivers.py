@@ -21,13 +21,12 @@ from tests.bench.processes import (
     ROOT,
     clean_environment,
     end,
-    free_port,
     python,
     run,
     running,
     wait_until_ready,
 )
-from tests.postgres import Postgres
+from tests.postgres import Postgres, free_port
 
 DIGEST = 32
 

@@ -26,9 +26,9 @@ from app.store.session import prepare_sqlite
 from tests.bench.load import Maker, Order
 from tests.bench.machine import Crowd
 from tests.bench.measurement import Measurement, Started
-from tests.bench.processes import free_port, python, run, running, wait_until_ready
+from tests.bench.processes import python, run, running, wait_until_ready
 from tests.bench.receivers import Service
-from tests.postgres import Postgres
+from tests.postgres import Postgres, free_port
 
 KNOWN = 10_000_000
 WARM_UP = 0.5

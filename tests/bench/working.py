@@ -13,9 +13,9 @@ import asyncpg
 from tests.bench.load import Order
 from tests.bench.measurement import Measurement
 from tests.bench.owed import fill, subscribe
-from tests.bench.processes import free_port, python, run, running, wait_until_ready
+from tests.bench.processes import python, run, running, wait_until_ready
 from tests.bench.receivers import Service
-from tests.postgres import Postgres
+from tests.postgres import Postgres, free_port
 
 # Without it the server does not know when a transaction was committed.
 CLOCKED = {"track_commit_timestamp": "on"}
